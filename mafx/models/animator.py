@@ -1,0 +1,120 @@
+"""All networks together: the one place where the reference's features y_a and the pose residuals y_p meet the noisy latents z_t.
+
+Which z_t is which (the papers leave it open): the appearance encoder sees the clean reference latent at time t, the ControlNet and the denoising UNet
+the noisy latents of the frames; the z of the mixed attention's formula is the hidden state of the block it stands in.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mafx.models.autoencoder import Autoencoder, AutoencoderConfig
+from mafx.models.control import ControlNet
+from mafx.models.temporal import MotionConfig
+from mafx.models.text import TextConfig, TextTower
+from mafx.models.unet import Features, Residuals, UNet, UNetConfig
+
+FUSIONS = ("midup", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class AnimatorConfig:
+    """Sizes of every network and where the reference is mixed in.
+
+    `fusion`: "midup" mixes it into the middle and up blocks, as published; "full" into the down blocks too.
+    """
+
+    unet: UNetConfig = UNetConfig(motion=MotionConfig())
+    pose_widths: tuple[int, ...] = (16, 32, 96, 256)
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    text: TextConfig = TextConfig()
+    fusion: str = "midup"
+
+    def __post_init__(self):
+        if self.fusion not in FUSIONS:
+            raise ValueError(f"fusion {self.fusion!r} is unknown, expected one of {', '.join(FUSIONS)}")
+
+
+SIZES = {
+    "sd15": AnimatorConfig(),
+    "tiny": AnimatorConfig(
+        unet=UNetConfig(widths=(32, 32, 32, 64), groups=8, text_width=32, motion=MotionConfig()),
+        pose_widths=(16, 32, 48, 64),
+        autoencoder=AutoencoderConfig(widths=(8, 16, 16, 16), groups=8),
+        text=TextConfig(width=32, hidden=64, layers=2, heads=4),
+    ),
+}
+
+
+class Animator(nn.Module):
+    """Pure functions of parameters and arrays; call them by `apply(..., method="...")`.
+
+    Shapes: latents `b f h w c`, reference latents `b h w c`, times `b`, text states `b n c`, motion `b f H W 3` in [0, 1].
+    """
+
+    config: AnimatorConfig
+
+    def setup(self):
+        c = self.config
+        self.unet = UNet(c.unet)
+        self.appearance = UNet(dataclasses.replace(c.unet, motion=None, features_only=True))
+        self.control = ControlNet(c.unet, c.pose_widths)
+        self.autoencoder = Autoencoder(c.autoencoder)
+        self.text = TextTower(c.text)
+
+    def encode_text(self, ids: jax.Array) -> jax.Array:
+        """Token ids `b n` -> text states `b n c`."""
+        return self.text(ids)
+
+    def encode_image(self, image: jax.Array) -> jax.Array:
+        """Images `b H W 3` in [-1, 1] -> the posterior's mean as scaled latents `b h w c`."""
+        return self.autoencoder.encode(image)[0] * self.config.autoencoder.scaling
+
+    def decode_latents(self, latents: jax.Array) -> jax.Array:
+        """Scaled latents `b h w c` -> images `b H W 3`, about [-1, 1]."""
+        return self.autoencoder.decode(latents / self.config.autoencoder.scaling)
+
+    def bank(self, reference: jax.Array, t: jax.Array, text: jax.Array) -> Features:
+        """y_a: what every mixed attention adds to its keys and values, each `b m c`. Depends on the step only, not on frames."""
+        features = self.appearance.features(reference[:, None], t, text)
+        if self.config.fusion == "midup":
+            features = {name: blocks for name, blocks in features.items() if not name.startswith("down")}
+        return jax.tree.map(lambda y: y[:, 0], features)
+
+    def pose(self, noisy: jax.Array, t: jax.Array, text: jax.Array, motion: jax.Array, scale: jax.Array | float = 1.0) -> Residuals:
+        """y_p: the ControlNet's residuals, times `scale`."""
+        return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), self.control(noisy, t, text, motion))
+
+    def predict(self, noisy: jax.Array, t: jax.Array, text: jax.Array, bank: Features, residuals: Residuals | None) -> jax.Array:
+        """The denoiser's output, `b f h w c`. An empty bank is plain self-attention: the unconditional half of guidance."""
+        return self.unet.decode(self.unet.encode(noisy, t, text, bank), text, bank, residuals)
+
+    def predict_both(
+        self, noisy: jax.Array, t: jax.Array, text: jax.Array, negative: jax.Array | None, bank: Features, residuals: Residuals | None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Both halves of guidance: without the bank and with it.
+
+        `negative` holds the unconditional half's text states, None where they equal `text`. Then the halves differ from the first mixed
+        attention on and share the whole encoder: the result is the same, for less work.
+        """
+        if negative is not None or self.config.fusion == "full":
+            return self.predict(noisy, t, text if negative is None else negative, {}, residuals), self.predict(noisy, t, text, bank, residuals)
+        encoded = self.unet.encode(noisy, t, text, {})
+        return self.unet.decode(encoded, text, {}, residuals), self.unet.decode(encoded, text, bank, residuals)
+
+    def __call__(self, ids: jax.Array, image: jax.Array, motion: jax.Array, noisy: jax.Array, t: jax.Array) -> jax.Array:
+        """Everything once, from pixels to pixels: what defines the parameter tree."""
+        text, reference = self.encode_text(ids), self.encode_image(image)
+        prediction = self.predict(noisy, t, text, self.bank(reference, t, text), self.pose(noisy, t, text, motion))
+        return self.decode_latents(prediction[:, 0])
+
+
+def parameter_shapes(config: AnimatorConfig) -> dict:
+    """The nested tree of parameters as `jax.ShapeDtypeStruct`s (float32), at no cost in memory."""
+    h = 2 ** (len(config.unet.widths) - 1)
+    H = h * config.autoencoder.factor
+    ids, t = jnp.zeros((1, config.text.positions), jnp.int32), jnp.zeros((1,), jnp.int32)
+    image, motion, latents = (jnp.zeros(shape) for shape in ((1, H, H, 3), (1, 1, H, H, 3), (1, 1, h, h, config.unet.channels)))
+    return jax.eval_shape(Animator(config).init, jax.random.key(0), ids, image, motion, latents, t)["params"]

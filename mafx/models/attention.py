@@ -1,0 +1,172 @@
+"""Attention over tokens: one function that chooses the kernel, and the transformers over space built on it.
+
+Tokens are `b f n c`: every frame has its own `n`. What all frames of an example share (text states, reference tokens) is `b m c`: it is projected
+once and never repeated along `f`. In einsum strings `a` counts attention heads and `d` their width.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import linen as nn
+
+from mafx.models.layers import GroupNorm, LayerNorm
+
+KeysValues = tuple[jax.Array, jax.Array]
+KERNELS = ("auto", "plain", "blockwise", "cudnn")
+PLAIN_SCORE_BYTES = 256 << 20  # above this, "auto" stops materialising the score matrix
+BLOCK_SCORE_BYTES = 32 << 20  # what one block of queries may take in the blockwise kernel
+
+
+def attention(q: jax.Array, own: KeysValues | None = None, shared: KeysValues | None = None, *, kernel: str = "auto") -> jax.Array:
+    """softmax(q k^T / sqrt(d)) v, where the keys are a frame's own ones followed by those that all frames share.
+
+    Args:
+      q: queries, `b f n a d`.
+      own: keys and values of each frame, both `b f k a d`.
+      shared: keys and values for all frames, both `b m a d`. At least one of `own` and `shared` is given.
+      kernel: one of KERNELS. "plain" holds all scores in memory, "blockwise" those of a few queries of one frame, "cudnn" none (NVIDIA, 16 bit).
+
+    Returns: `b f n a d` in the dtype of q. Scores and softmax are float32.
+    """
+    if kernel == "auto":
+        kernel = _choose_kernel(q, own, shared)
+    if kernel not in KERNELS:
+        raise ValueError(f"attention kernel {kernel!r} is unknown, expected one of {', '.join(KERNELS)}")
+    return {"plain": _plain, "blockwise": _blockwise, "cudnn": _cudnn}[kernel](q, own, shared)
+
+
+def _choose_kernel(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) -> str:
+    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[2] > 128:
+        return "cudnn"
+    tokens = sum(kv[0].shape[-3] for kv in (own, shared) if kv is not None)
+    return "plain" if 4 * math.prod(q.shape[:-1]) * tokens <= PLAIN_SCORE_BYTES else "blockwise"
+
+
+def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) -> jax.Array:
+    parts = []  # (scores' einsum, values' einsum, keys and values)
+    if own is not None:
+        parts.append(("bfnad,bfkad->bfank", "bfank,bfkad->bfnad", own))
+    if shared is not None:
+        parts.append(("bfnad,bkad->bfank", "bfank,bkad->bfnad", shared))
+    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    scores = [jnp.einsum(pattern, q, k, preferred_element_type=jnp.float32) for pattern, _, (k, _) in parts]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    split = jnp.split(weights, [scores[0].shape[-1]], axis=-1)
+    return sum(jnp.einsum(pattern, part, v) for part, (_, pattern, (_, v)) in zip(split, parts, strict=False))
+
+
+def _blockwise(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) -> jax.Array:
+    """Frame after frame and block after block of queries; the backward pass computes the scores again."""
+    b, _, n, a, _ = q.shape
+    tokens = sum(kv[0].shape[-3] for kv in (own, shared) if kv is not None)
+    blocks = min(n, math.ceil(4 * b * a * n * tokens / BLOCK_SCORE_BYTES))
+    size = math.ceil(n / blocks)
+
+    def frame(qkv):  # q: b n a d, own: both b k a d
+        q, own = qkv
+        keys_values = own if shared is None else shared if own is None else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
+
+        @jax.checkpoint
+        def block(q):
+            return _plain(q[:, None], None, keys_values)[:, 0]
+
+        padded = jnp.pad(q, ((0, 0), (0, blocks * size - n), (0, 0), (0, 0)))
+        out = jax.lax.map(block, rearrange(padded, "b (i n) a d -> i b n a d", i=blocks))
+        return rearrange(out, "i b n a d -> b (i n) a d")[:, :n]
+
+    frames_first = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, own))
+    return jnp.moveaxis(jax.lax.map(frame, frames_first), 0, 1)
+
+
+def _cudnn(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) -> jax.Array:
+    b, f, n = q.shape[:3]
+    if own is None:  # frames are only more queries
+        q, (k, v) = rearrange(q, "b f n a d -> b (f n) a d"), shared
+    else:  # the kernel wants one list of keys per row
+        q, k, v = (rearrange(x, "b f n a d -> (b f) n a d") for x in (q, *own))
+        if shared is not None:
+            k, v = (jnp.concatenate([x, repeat(y, "b m a d -> (b f) m a d", f=f)], 1) for x, y in zip((k, v), shared, strict=True))
+    out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    return out.reshape(b, f, n, *out.shape[-2:])
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens `b f n c`: to themselves, to themselves and a reference, or to a context.
+
+    Mixed self-attention (MagicAnimate, eq. 2): Q = W_Q z, K' = W_K [z ; y_a], V' = W_V [z ; y_a], with the same projections for both parts.
+    """
+
+    heads: int
+    kernel: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, reference: jax.Array | None = None, context: jax.Array | None = None) -> jax.Array:
+        """`x`: `b f n c`; `reference`: `b m c`, attended besides x itself; `context`: `b m c'`, attended instead of x."""
+        width = x.shape[-1]
+        to_q, to_k, to_v = (nn.Dense(width, use_bias=False, name=name) for name in ("to_q", "to_k", "to_v"))
+
+        def heads(y: jax.Array) -> jax.Array:
+            return rearrange(y, "... (a d) -> ... a d", a=self.heads)
+
+        def keys_values(y: jax.Array) -> KeysValues:
+            return heads(to_k(y)), heads(to_v(y))
+
+        own = keys_values(x) if context is None else None
+        common = reference if context is None else context
+        shared = None if common is None else keys_values(common)
+        out = attention(heads(to_q(x)), own, shared, kernel=self.kernel)
+        return nn.Dense(width, name="to_out")(rearrange(out, "... a d -> ... (a d)"))
+
+
+class FeedForward(nn.Module):
+    """GEGLU: width -> 4 width, gated by an exact (not tanh) GELU -> width."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y, gate = jnp.split(nn.Dense(8 * x.shape[-1], name="proj_in")(x), 2, axis=-1)
+        return nn.Dense(x.shape[-1], name="proj_out")(y * nn.gelu(gate, approximate=False))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention (mixed with the reference where one is given), cross-attention to the text, feed-forward.
+
+    Returns the tokens and the normalised tokens that entered self-attention: what an appearance encoder hands to the denoiser. With
+    `feature_only` the block ends there, as the last block of the published appearance encoder does, and the tokens are None.
+    """
+
+    heads: int
+    kernel: str = "auto"
+    feature_only: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, text: jax.Array, reference: jax.Array | None = None) -> tuple[jax.Array | None, jax.Array]:
+        feature = LayerNorm(name="norm1")(x)
+        if self.feature_only:
+            return None, feature
+        x = x + Attention(self.heads, self.kernel, name="attn1")(feature, reference=reference)
+        x = x + Attention(self.heads, self.kernel, name="attn2")(LayerNorm(name="norm2")(x), context=text)
+        x = x + FeedForward(name="ff")(LayerNorm(name="norm3")(x))
+        return x, feature
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer over the positions of each frame, `b f h w c` -> `b f h w c`, and its feature `b f n c` (see TransformerBlock)."""
+
+    heads: int
+    groups: int = 32
+    kernel: str = "auto"
+    feature_only: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, text: jax.Array, reference: jax.Array | None = None) -> tuple[jax.Array | None, jax.Array]:
+        h, w, c = x.shape[-3:]
+        y = GroupNorm(self.groups, 1e-6, batch_axes=2, name="norm")(x)
+        y = rearrange(nn.Dense(c, name="proj_in")(y), "b f h w c -> b f (h w) c")
+        y, feature = TransformerBlock(self.heads, self.kernel, self.feature_only, name="transformer_blocks_0")(y, text, reference)
+        if self.feature_only:
+            return None, feature
+        y = nn.Dense(c, name="proj_out")(rearrange(y, "b f (h w) c -> b f h w c", h=h, w=w))
+        return x + y, feature

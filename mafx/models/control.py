@@ -1,0 +1,49 @@
+"""The pose ControlNet: the UNet's encoder and middle block seeing the pose, and one zero convolution for everything they leave.
+
+Source: *Adding Conditional Control to Text-to-Image Diffusion Models* (arXiv 2302.05543), with the small pose embedding of the paper's section 3.
+"""
+
+import dataclasses
+
+import jax
+from flax import linen as nn
+
+from mafx.models.layers import conv3x3
+from mafx.models.unet import Encoder, MiddleBlock, Residuals, UNetConfig
+
+
+class PoseEmbedding(nn.Module):
+    """Pose pixels `b f H W 3` in [0, 1] -> `b f h w width`, one eighth of the size."""
+
+    widths: tuple[int, ...]
+    out_width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = nn.silu(conv3x3(self.widths[0], "conv_in")(x))
+        for i, (width, wider) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
+            x = nn.silu(conv3x3(width, f"blocks_{2 * i}")(x))
+            x = nn.silu(conv3x3(wider, f"blocks_{2 * i + 1}", stride=2)(x))
+        return conv3x3(self.out_width, "conv_out", zero=True)(x)
+
+
+class ControlNet(nn.Module):
+    """Noisy latents `b f h w c` and pose `b f H W 3` -> Residuals. Every frame by itself: no temporal layers, norms per frame."""
+
+    config: UNetConfig
+    pose_widths: tuple[int, ...] = (16, 32, 96, 256)
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array, pose: jax.Array) -> Residuals:
+        c = dataclasses.replace(self.config, motion=None, norm_per_frame=True, features_only=False)
+        pose = PoseEmbedding(self.pose_widths, c.widths[0], name="controlnet_cond_embedding")(pose)
+        x, skips, temb, _ = Encoder(c, name="encoder")(x, t, text, {}, pose)
+        x, _ = MiddleBlock(c, c.widths[-1], name="mid_block")(x, temb, text, {})
+
+        def zero_conv(y: jax.Array, name: str) -> jax.Array:
+            return nn.Dense(y.shape[-1], kernel_init=nn.initializers.zeros_init(), name=name)(y)
+
+        return Residuals(
+            skips=tuple(zero_conv(skip, f"controlnet_down_blocks_{i}") for i, skip in enumerate(skips)),
+            middle=zero_conv(x, "controlnet_mid_block"),
+        )

@@ -1,0 +1,73 @@
+"""The temporal transformer: attention along the frames of a clip, at every position by itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import linen as nn
+
+from mafx.models.attention import Attention, FeedForward
+from mafx.models.layers import GroupNorm, LayerNorm
+
+
+@dataclasses.dataclass(frozen=True)
+class MotionConfig:
+    """Sizes of the temporal transformers (AnimateDiff's "Vanilla" motion module, as MagicAnimate sets it up)."""
+
+    heads: int = 8
+    max_frames: int = 24
+    groups: int = 32  # always 32 in the published model, whatever the UNet around it uses
+
+
+def frame_sinusoid(frames: int, width: int) -> np.ndarray:
+    """Position encoding `frames width`, float32: sines in the even channels, cosines in the odd ones."""
+    angles = np.arange(frames)[:, None] * np.exp(np.arange(0, width, 2) * (-np.log(10000.0) / width))
+    return rearrange(np.stack([np.sin(angles), np.cos(angles)]), "s f c -> f (c s)").astype(np.float32)
+
+
+class FrameAttention(Attention):
+    """Self-attention among frames, after their positions are added.
+
+    The sinusoid `pe` is a leaf of the parameters because the published files store it; it is a constant, and no gradient reaches it.
+    """
+
+    max_frames: int = 24
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`b n f c` -> `b n f c`."""
+        f, c = x.shape[-2:]
+        if f > self.max_frames:
+            raise ValueError(f"the temporal transformer knows {self.max_frames} positions, {f} frames were given; use a shorter window")
+        pe = self.param("pe", lambda _, shape: jnp.asarray(frame_sinusoid(*shape)), (self.max_frames, c))
+        return super().__call__(x + jax.lax.stop_gradient(pe)[None, None, :f])
+
+
+class TemporalBlock(nn.Module):
+    """Two frame attentions and a feed-forward over `b n f c`."""
+
+    config: MotionConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(2):
+            y = LayerNorm(name=f"norms_{i}")(x)
+            x = x + FrameAttention(self.config.heads, "plain", self.config.max_frames, name=f"attention_blocks_{i}")(y)
+        return x + FeedForward(name="ff")(LayerNorm(name="ff_norm")(x))
+
+
+class TemporalTransformer(nn.Module):
+    """`b f h w c` -> `b f h w c`; at initialisation the identity, because its last projection starts at zero."""
+
+    config: MotionConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h, w, c = x.shape[-3:]
+        y = GroupNorm(self.config.groups, 1e-6, batch_axes=2, name="norm")(x)
+        y = rearrange(nn.Dense(c, name="proj_in")(y), "b f h w c -> b (h w) f c")
+        y = TemporalBlock(self.config, name="transformer_blocks_0")(y)
+        y = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), name="proj_out")(y)
+        return x + rearrange(y, "b (h w) f c -> b f h w c", h=h, w=w)

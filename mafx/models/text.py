@@ -1,0 +1,120 @@
+"""CLIP's text tower and its tokenizer: a prompt -> 77 states for cross-attention.
+
+Source: *Learning Transferable Visual Models From Natural Language Supervision* (arXiv 2103.00020), as in Stable Diffusion 1.5's `text_encoder`.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from einops import rearrange
+from flax import linen as nn
+
+from mafx.errors import InputError
+from mafx.models.layers import LayerNorm
+
+ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": lambda x: nn.gelu(x, approximate=False)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the text tower; the defaults are CLIP ViT-L/14's."""
+
+    width: int = 768
+    hidden: int = 3072
+    layers: int = 12
+    heads: int = 12
+    positions: int = 77
+    vocabulary: int = 49408
+    activation: str = "quick_gelu"
+    eps: float = 1e-5
+
+
+class _SelfAttention(nn.Module):
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        q, k, v = (rearrange(nn.Dense(x.shape[-1], name=name)(x), "b n (a d) -> b n a d", a=self.heads) for name in ("q_proj", "k_proj", "v_proj"))
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+        return nn.Dense(x.shape[-1], name="out_proj")(rearrange(y, "b n a d -> b n (a d)"))
+
+
+class _Layer(nn.Module):
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        x = x + _SelfAttention(c.heads, name="self_attn")(LayerNorm(c.eps, name="layer_norm1")(x))
+        y = nn.Dense(c.hidden, name="mlp_fc1")(LayerNorm(c.eps, name="layer_norm2")(x))
+        return x + nn.Dense(c.width, name="mlp_fc2")(ACTIVATIONS[c.activation](y))
+
+
+class TextTower(nn.Module):
+    """Token ids `b n` -> states `b n c` after the final norm. Attention is causal; padding is not masked, as published."""
+
+    config: TextConfig
+
+    @nn.compact
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        c = self.config
+        x = nn.Embed(c.vocabulary, c.width, name="token_embedding")(ids)
+        x = x + nn.Embed(c.positions, c.width, name="position_embedding")(jnp.arange(ids.shape[1])[None])
+        for i in range(c.layers):
+            x = _Layer(c, name=f"layers_{i}")(x)
+        return LayerNorm(c.eps, name="final_layer_norm")(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """Byte-pair encoding of prompts, padded and cut to 77 ids.
+
+    `vocabulary` and `merges` are the texts of CLIP's `vocab.json` and `merges.txt`. Without them (a model trained from nothing) only the empty
+    prompt can be encoded, which needs no vocabulary.
+    """
+
+    vocabulary: str | None = None
+    merges: str | None = None
+    length: int = 77
+    start: int = 49406
+    end: int = 49407  # also the padding
+
+    @classmethod
+    def from_directory(cls, directory: Path, length: int = 77) -> "Tokenizer":
+        vocabulary, merges = ((directory / name).read_text("utf-8") for name in ("vocab.json", "merges.txt"))
+        ids = json.loads(vocabulary)
+        return cls(vocabulary, merges, length, ids["<|startoftext|>"], ids["<|endoftext|>"])
+
+    def __call__(self, prompt: str) -> np.ndarray:
+        """int32 `n`: start, the prompt's ids, end, padding."""
+        ids = self._encode(prompt)[: self.length - 2] if prompt else []
+        return np.array([self.start, *ids, *[self.end] * (self.length - 1 - len(ids))], np.int32)
+
+    def _encode(self, prompt: str) -> list[int]:
+        if self.vocabulary is None or self.merges is None:
+            raise InputError(f"this model has no vocabulary, so the prompt must be empty, not {prompt!r}; give it tokenizer/vocab.json and merges.txt")
+        return _byte_pair_encoder(self.vocabulary, self.merges).encode(prompt, add_special_tokens=False).ids
+
+
+def _byte_pair_encoder(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
+    """CLIP's pipeline: clean and lower the text, split it into words, encode their bytes; `</w>` ends a word."""
+    from tokenizers import Regex, models, normalizers, pre_tokenizers
+
+    pairs = [tuple(line.split()) for line in merges.splitlines() if line and not line.startswith("#version")]
+    encoder = tokenizers.Tokenizer(
+        models.BPE(json.loads(vocabulary), pairs, end_of_word_suffix="</w>", unk_token="<|endoftext|>", fuse_unk=False)
+    )
+    encoder.normalizer = normalizers.Sequence(
+        [normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True), normalizers.NFC()]
+    )
+    words = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+    encoder.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(words), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    encoder.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    return encoder

@@ -1,0 +1,200 @@
+"""The UNet of Stable Diffusion 1.5 in two halves, for images and, with temporal transformers, for videos.
+
+The halves are separate because guidance shares the first: the encoder (down path) of a guided step runs once, the decoder (middle and up path) once
+with and once without the reference. Features are values: what each spatial transformer saw before its self-attention is returned, nested by block
+and transformer, `{"up_blocks_1": {"attentions_0": b f n c}}`; a reference of the same form, but `b m c`, is what those transformers mix in.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mafx.models.attention import SpatialTransformer
+from mafx.models.layers import Downsample, GroupNorm, ResidualBlock, TimeEmbedding, Upsample, conv3x3
+from mafx.models.temporal import MotionConfig, TemporalTransformer
+
+Features = dict[str, dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Sizes of a UNet; the defaults are Stable Diffusion 1.5's."""
+
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    attends: tuple[bool, ...] = (True, True, True, False)  # levels with spatial transformers
+    layers: int = 2  # residual blocks per level of the encoder; the decoder has one more
+    heads: int = 8  # at every width; published configs call this number `attention_head_dim`
+    groups: int = 32
+    eps: float = 1e-5
+    channels: int = 4  # of the latents
+    text_width: int = 768
+    motion: MotionConfig | None = None  # temporal transformers after every layer, none in the middle
+    norm_per_frame: bool = False  # statistics of the residual blocks' norms: each frame alone, or all frames together
+    features_only: bool = False  # stop at the last feature: an appearance encoder
+    attention_kernel: str = "auto"  # see attention.attention
+    remat: bool = False  # recompute the inside of every block in the backward pass
+
+    @property
+    def batch_axes(self) -> int:
+        return 2 if self.norm_per_frame else 1
+
+
+class Encoded(NamedTuple):
+    """What the encoder hands on: its output, one skip per layer and resampling, the time embedding, its features."""
+
+    x: jax.Array
+    skips: tuple[jax.Array, ...]
+    temb: jax.Array
+    features: Features
+
+
+class Residuals(NamedTuple):
+    """What a ControlNet adds: one array per skip and one for the output of the middle block."""
+
+    skips: tuple[jax.Array, ...]
+    middle: jax.Array
+
+
+class _Level(nn.Module):
+    """What the levels of the UNet have in common: residual blocks, each followed by its transformers."""
+
+    config: UNetConfig
+    width: int
+    attends: bool = True
+    last: bool = False
+
+    @nn.nowrap
+    def _block(self, kind: type[nn.Module], *args, name: str) -> nn.Module:
+        return (nn.remat(kind) if self.config.remat else kind)(*args, name=name)
+
+    @nn.nowrap
+    def residual(self, i: int, x, temb):
+        c = self.config
+        return self._block(ResidualBlock, self.width, c.groups, c.eps, c.batch_axes, name=f"resnets_{i}")(x, temb)
+
+    @nn.nowrap
+    def transform(self, i: int, x, text, reference, features, feature_only: bool = False):
+        c, name = self.config, f"attentions_{i}"
+        transformer = self._block(SpatialTransformer, c.heads, c.groups, c.attention_kernel, feature_only, name=name)
+        x, features[name] = transformer(x, text, reference.get(name))
+        return x
+
+    @nn.nowrap
+    def move(self, i: int, x):
+        motion = self.config.motion
+        return x if motion is None else self._block(TemporalTransformer, motion, name=f"motion_modules_{i}")(x)
+
+
+class DownBlock(_Level):
+    """One level of the encoder: returns its output, the skips it leaves, its features."""
+
+    @nn.compact
+    def __call__(self, x, temb, text, reference):
+        skips, features = [], {}
+        for i in range(self.config.layers):
+            x = self.residual(i, x, temb)
+            if self.attends:
+                x = self.transform(i, x, text, reference, features)
+            x = self.move(i, x)
+            skips.append(x)
+        if not self.last:
+            x = Downsample(name="downsamplers_0")(x)
+            skips.append(x)
+        return x, skips, features
+
+
+class MiddleBlock(_Level):
+    """Residual block, spatial transformer, residual block at the lowest resolution."""
+
+    @nn.compact
+    def __call__(self, x, temb, text, reference):
+        features = {}
+        x = self.residual(0, x, temb)
+        x = self.transform(0, x, text, reference, features)
+        return self.residual(1, x, temb), features
+
+
+class UpBlock(_Level):
+    """One level of the decoder: takes its skips off the end of the list and resizes to the next one's rows and columns."""
+
+    @nn.compact
+    def __call__(self, x, skips: list[jax.Array], temb, text, reference):
+        features = {}
+        for i in range(self.config.layers + 1):
+            x = self.residual(i, jnp.concatenate([x, skips.pop()], axis=-1), temb)
+            feature_only = self.config.features_only and self.last and i == self.config.layers
+            if self.attends:
+                x = self.transform(i, x, text, reference, features, feature_only)
+            x = x if feature_only else self.move(i, x)
+        if not self.last:
+            x = Upsample(name="upsamplers_0")(x, skips[-1].shape[-3:-1])
+        return x, features
+
+
+class Encoder(nn.Module):
+    """The down path. `pose` is what a ControlNet adds after the first convolution."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Features, pose: jax.Array | None = None) -> Encoded:
+        c = self.config
+        temb = TimeEmbedding(c.widths[0], 4 * c.widths[0], name="time_embedding")(t, x.dtype)
+        x = conv3x3(c.widths[0], "conv_in")(x)
+        x = x if pose is None else x + pose
+        skips, features = [x], {}
+        for i, (width, attends) in enumerate(zip(c.widths, c.attends, strict=True)):
+            name = f"down_blocks_{i}"
+            block = DownBlock(c, width, attends, last=i == len(c.widths) - 1, name=name)
+            x, more, features[name] = block(x, temb, text, reference.get(name, {}))
+            skips += more
+        return Encoded(x, tuple(skips), temb, features)
+
+
+class Decoder(nn.Module):
+    """The middle and up path. Residuals of a ControlNet enter at the skips and behind the middle block."""
+
+    config: UNetConfig
+
+    @nn.compact
+    def __call__(self, encoded: Encoded, text: jax.Array, reference: Features, residuals: Residuals | None = None):
+        c, features = self.config, {}
+        x, skips, temb, _ = encoded
+        x, features["mid_block"] = MiddleBlock(c, c.widths[-1], name="mid_block")(x, temb, text, reference.get("mid_block", {}))
+        if residuals is not None:
+            x = x + residuals.middle
+            skips = jax.tree.map(jnp.add, skips, residuals.skips)
+        skips = list(skips)
+        for i, (width, attends) in enumerate(zip(c.widths[::-1], c.attends[::-1], strict=True)):
+            name = f"up_blocks_{i}"
+            block = UpBlock(c, width, attends, last=i == len(c.widths) - 1, name=name)
+            x, features[name] = block(x, skips, temb, text, reference.get(name, {}))
+        if c.features_only:
+            return None, features
+        x = nn.silu(GroupNorm(c.groups, c.eps, c.batch_axes, name="conv_norm_out")(x))
+        return conv3x3(c.channels, "conv_out")(x), features
+
+
+class UNet(nn.Module):
+    """Both halves. Everywhere: latents `b f h w c`, times `b`, text states `b m c`, reference as the module's docstring says."""
+
+    config: UNetConfig
+
+    def setup(self):
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def encode(self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Features) -> Encoded:
+        return self.encoder(x, t, text, reference)
+
+    def decode(self, encoded: Encoded, text: jax.Array, reference: Features, residuals: Residuals | None = None) -> jax.Array | None:
+        """Noise prediction `b f h w c`; None from an appearance encoder."""
+        return self.decoder(encoded, text, reference, residuals)[0]
+
+    def features(self, x: jax.Array, t: jax.Array, text: jax.Array) -> Features:
+        """The features of every spatial transformer, `b f n c`."""
+        encoded = self.encoder(x, t, text, {})
+        return {k: v for k, v in (encoded.features | self.decoder(encoded, text, {})[1]).items() if v}
