@@ -127,7 +127,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: Fraction | float) -> 
     """
     path = Path(path)
     check_writable(path)
-    part = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    part = _part(path)
     fps = Fraction(fps).limit_denominator(1001)
     try:
         if not path.suffix:
@@ -157,10 +157,18 @@ def check_writable(path: Path) -> None:
         raise InputError(f"cannot write {path}: expected the extension {', '.join(sorted(VIDEO_FORMATS))} or none for a folder of PNGs")
     if not path.absolute().parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}")
-    if not os.access(path.absolute().parent, os.W_OK):
-        raise InputError(f"cannot write {path}: the folder {path.parent} is not writable")
     if path.suffix and path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder")
+    probe = _part(path)
+    try:  # the one sure way to know
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
 
 
 def _write_mp4(path: Path, frames: np.ndarray, fps: Fraction) -> None:

@@ -1,0 +1,164 @@
+"""Animate a reference image by a DensePose motion video.
+
+    python sample.py --pretrained DIR --reference person.png --motion densepose.mp4 --out person.mp4
+
+Without --pretrained, --reference or --motion, puppets drawn by mafx stand in for what is not given.
+"""
+
+import json
+import logging
+import shlex
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+
+import mafx
+from mafx import densepose, media
+from mafx.data import puppets
+from mafx.diffusion.samplers import SAMPLERS
+from mafx.diffusion.windows import FUSION_WEIGHTS, PLANS
+from mafx.errors import InputError
+from mafx.models.animator import FUSIONS
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("pretrained", None, "folder of published weights; without it, small random ones (the result is noise, the way to it is real)")
+flags.DEFINE_string("reference", None, "picture of the person; without it, a puppet")
+flags.DEFINE_string("motion", None, "DensePose video, or a folder of frames; without it, a puppet's motion")
+flags.DEFINE_string("out", "animation.mp4", "what to write: .mp4, .gif, .webp, or a folder of PNGs where there is no extension")
+flags.DEFINE_bool("overwrite", False, "replace what is at --out")
+flags.DEFINE_string("size", None, "of the video in pixels: one number for a square, or HxW; divisible by 8; 512, or 128 without --pretrained")
+flags.DEFINE_enum("fit", "crop", media.FITS, "how pictures of another shape are brought to the size: crop and pad keep the aspect")
+flags.DEFINE_integer("frames", None, "animate only the first so many frames of the motion", lower_bound=1)
+flags.DEFINE_integer("stride", 1, "take every so many-th frame of the motion", lower_bound=1)
+flags.DEFINE_integer("steps", 25, "of the sampler", lower_bound=1)
+flags.DEFINE_float("guidance", 7.5, "scale of classifier-free guidance; 1 and below computes only the conditional half", lower_bound=0)
+flags.DEFINE_float("control_scale", 1.0, "factor on the influence of the motion")
+flags.DEFINE_integer("seed", 0, "of the starting noise")
+flags.DEFINE_enum("sampler", "ddim", SAMPLERS, "of the diffusion")
+flags.DEFINE_float("eta", 0.0, "fresh noise of the ddim sampler, 0 to 1", lower_bound=0, upper_bound=1)
+flags.DEFINE_string("prompt", "", "text of the conditional half")
+flags.DEFINE_string("negative_prompt", "", "text of the unconditional half")
+flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "the networks compute in; bfloat16, or float32 on a CPU, where 16 bits gain no speed")
+flags.DEFINE_integer("window", 16, "frames that go through the networks together", lower_bound=1)
+flags.DEFINE_integer("overlap", 4, "frames that neighbouring windows share", lower_bound=0)
+flags.DEFINE_enum("plan", "closed", PLANS, "windows that wrap around the end of the video (as published), or do not")
+flags.DEFINE_enum("weights", "uniform", FUSION_WEIGHTS, "of overlapping windows")
+flags.DEFINE_enum("fusion", None, FUSIONS, "blocks the reference is mixed into; as the model was trained if not given")
+flags.DEFINE_bool("grid", False, "write reference | motion | result side by side")
+flags.DEFINE_enum("motion_check", "warn", ["warn", "error", "off"], "when the motion's colours are not DensePose's: say so, stop, or do not look")
+
+log = logging.getLogger("mafx")
+
+
+def main(arguments: list[str]) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)  # instead of absl's format
+    logging.getLogger("jax").setLevel(logging.WARNING)
+    try:
+        if arguments[1:]:
+            raise InputError(f"{arguments[1]!r} belongs to no flag; --help lists them")
+        run()
+    except InputError as error:
+        sys.exit(complain(error))
+
+
+def run() -> None:
+    out = Path(FLAGS.out)
+    record = out.with_name(f"{out.stem}.json")
+    for path in (out, record):
+        if path.exists() and not FLAGS.overwrite:
+            raise InputError(f"{path} exists; choose another --out or give --overwrite")
+    media.check_writable(out)
+
+    # -- What goes in
+    size = parse_size(FLAGS.size or ("512" if FLAGS.pretrained else "128"))
+    stand_in = puppets.example(size, frames=FLAGS.frames or 16)
+    reference = media.read_image(FLAGS.reference) if FLAGS.reference else stand_in.reference
+    motion, fps = stand_in.motion, stand_in.fps
+    if FLAGS.motion:
+        motion, fps = media.read_video(FLAGS.motion, stride=FLAGS.stride, limit=FLAGS.frames)
+    if FLAGS.motion_check != "off" and (complaint := densepose.check_motion(motion).complaint):
+        if FLAGS.motion_check == "error":
+            raise InputError(complaint)
+        log.warning("%s (--motion_check off silences this)", complaint)
+    for name, frame in (("reference", reference), ("motion", motion[0])):
+        if frame.shape[:2] != size:
+            log.info("The %s is %dx%d: %s to %dx%d (rows x columns).", name, *frame.shape[:2], FLAGS.fit, *size)
+    reference = media.fit(reference, size, FLAGS.fit)
+    motion = np.stack([media.fit(frame, size, FLAGS.fit, densepose.BACKGROUND) for frame in motion])
+
+    # -- The model
+    dtype = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    start = time.perf_counter()
+    if FLAGS.pretrained:
+        model = mafx.load_pretrained(FLAGS.pretrained, dtype)
+        log.info("Loaded %s in %.0f s.", FLAGS.pretrained, time.perf_counter() - start)
+    else:
+        model = mafx.random_model("tiny", seed=FLAGS.seed, dtype=dtype)
+        log.info("No --pretrained: a small network with random weights shows the way from pixels to pixels; its frames are noise.")
+
+    # -- What comes out
+    settings = {
+        "steps": FLAGS.steps,
+        "guidance_scale": FLAGS.guidance,
+        "seed": FLAGS.seed,
+        "prompt": FLAGS.prompt,
+        "negative_prompt": FLAGS.negative_prompt,
+        "control_scale": FLAGS.control_scale,
+        "window": FLAGS.window,
+        "overlap": FLAGS.overlap,
+        "sampler": FLAGS.sampler,
+        "eta": FLAGS.eta,
+        "plan": FLAGS.plan,
+        "weights": FLAGS.weights,
+        "fusion": FLAGS.fusion or model.config.fusion,
+    }
+    start = time.perf_counter()
+    animation = mafx.animate(model, reference, motion, **settings)
+    seconds = time.perf_counter() - start
+    video = media.to_uint8(animation.video)
+    media.write_video(out, media.side_by_side(reference, motion, video) if FLAGS.grid else video, fps)
+    repeat = {
+        "command": shlex.join(["python", *sys.argv]),
+        "inputs": {"pretrained": FLAGS.pretrained, "reference": FLAGS.reference, "motion": FLAGS.motion},
+        "motion": {"frames": len(motion), "stride": FLAGS.stride, "fps": float(fps)},
+        "size": size,
+        "fit": FLAGS.fit,
+        "dtype": dtype,
+        "settings": settings,
+        "versions": {"mafx": mafx.__version__, "jax": jax.__version__, "numpy": np.__version__},
+        "device": jax.devices()[0].device_kind,
+        "seconds": round(seconds, 1),
+    }
+    record.write_text(json.dumps(repeat, indent=2) + "\n")
+    log.info("Wrote %s: %d frames of %dx%d at %g per second, in %.0f s. How to repeat it: %s", out, len(video), *size, float(fps), seconds, record)
+
+
+def parse_size(text: str) -> media.Size:
+    """Rows and columns of "512" or "768x512"."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise InputError(f"expected --size as one number or as HxW, found {text!r}")
+    if any(int(side) % 8 for side in sides):
+        raise InputError(f"expected --size divisible by 8, found {text!r}")
+    return int(sides[0]), int(sides[-1])
+
+
+def complain(error: Exception) -> int:
+    """One clear sentence, and the exit code of bad input."""
+    print(f"sample.py: {error}", file=sys.stderr)
+    return 2
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    try:
+        return FLAGS(arguments)
+    except flags.Error as error:
+        sys.exit(complain(error))
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)
