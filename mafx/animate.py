@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +46,7 @@ def animate(
     weights: str = "uniform",
     fusion: str | None = None,
     progress: bool = True,
+    callback: Callable[[int, np.ndarray], None] | None = None,
 ) -> Animation:
     """Animate a reference image by a motion sequence.
 
@@ -65,6 +67,7 @@ def animate(
       plan, weights: see `diffusion.windows`.
       fusion: "midup" or "full", where the reference is mixed in; None is as the model was trained.
       progress: show a bar.
+      callback: called after every step with its index and the latents, float32 `f h w c`.
 
     Raises: InputError for arguments that do not fit; nothing has been computed then.
     """
@@ -113,6 +116,8 @@ def animate(
                 bar.update()
             fresh = jax.random.normal(jax.random.fold_in(key, i), x.shape) if eta else previous
             x, previous = _step(table.row(i), x, output, previous, fresh, model.schedule.prediction)
+            if callback is not None:
+                callback(i, np.asarray(x[:frames]))
         bar.close()
 
         decode = tqdm(range(frames), disable=not progress, desc="decoding", unit="frame")
@@ -170,9 +175,9 @@ def _predict(
     pose = motion.astype(text.dtype) / jnp.asarray(255, text.dtype)
     residuals = apply(noisy, t, text, pose, control_scale, method="pose")
     if not guided:
-        return apply(noisy, t, text, bank, residuals, method="predict")[0].astype(jnp.float32)
+        return apply(noisy, t, text, bank, residuals, method="predict")[0]
     halves = apply(noisy, t, text, negative, bank, residuals, method="predict_both")
-    return guide(*(half[0].astype(jnp.float32) for half in halves), guidance_scale)
+    return guide(*(half[0] for half in halves), guidance_scale)
 
 
 _step = functools.partial(jax.jit, static_argnums=5)(sampler_step)

@@ -90,7 +90,9 @@ def sampling_times(steps: int, spacing: str, total: int = 1000) -> np.ndarray:
         return np.minimum(np.arange(steps)[::-1] * (total // steps) + 1, total - 1 - np.arange(steps))
     if spacing == "trailing":
         return np.round(np.arange(total, 0, -total / steps)).astype(int)[:steps] - 1
-    if spacing == "linspace":
+    if spacing == "linspace" and steps < total:
         return np.round(np.linspace(0, total - 1, steps + 1)).astype(int)[:0:-1]
+    if spacing == "linspace":
+        raise ValueError(f"expected at most {total - 1} evenly spaced sampling steps, found {steps}")
     raise ValueError(f"spacing {spacing!r} is unknown, expected leading, trailing or linspace")
 

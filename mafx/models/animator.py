@@ -88,7 +88,7 @@ class Animator(nn.Module):
         return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), self.control(noisy, t, text, motion))
 
     def predict(self, noisy: jax.Array, t: jax.Array, text: jax.Array, bank: Features, residuals: Residuals | None) -> jax.Array:
-        """The denoiser's output, `b f h w c`. An empty bank is plain self-attention: the unconditional half of guidance."""
+        """The denoiser's output, `b f h w c`, float32. An empty bank is plain self-attention: the unconditional half of guidance."""
         return self.unet.decode(self.unet.encode(noisy, t, text, bank), text, bank, residuals)
 
     def predict_both(
@@ -108,7 +108,7 @@ class Animator(nn.Module):
         """Everything once, from pixels to pixels: what defines the parameter tree."""
         text, reference = self.encode_text(ids), self.encode_image(image)
         prediction = self.predict(noisy, t, text, self.bank(reference, t, text), self.pose(noisy, t, text, motion))
-        return self.decode_latents(prediction[:, 0])
+        return self.decode_latents(prediction[:, 0].astype(image.dtype))
 
 
 def parameter_shapes(config: AnimatorConfig) -> dict:

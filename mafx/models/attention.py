@@ -51,9 +51,8 @@ def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) -> j
         parts.append(("bfnad,bfkad->bfank", "bfank,bfkad->bfnad", own))
     if shared is not None:
         parts.append(("bfnad,bkad->bfank", "bfank,bkad->bfnad", shared))
-    q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
     scores = [jnp.einsum(pattern, q, k, preferred_element_type=jnp.float32) for pattern, _, (k, _) in parts]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) * q.shape[-1] ** -0.5, axis=-1).astype(q.dtype)
     split = jnp.split(weights, [scores[0].shape[-1]], axis=-1)
     return sum(jnp.einsum(pattern, part, v) for part, (_, pattern, (_, v)) in zip(split, parts, strict=False))
 

@@ -40,7 +40,10 @@ class _SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         q, k, v = (rearrange(nn.Dense(x.shape[-1], name=name)(x), "b n (a d) -> b n a d", a=self.heads) for name in ("q_proj", "k_proj", "v_proj"))
-        y = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="xla")
+        scores = jnp.einsum("bnad,bkad->bank", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+        causal = jnp.tril(jnp.ones((1, 1, *scores.shape[2:]), bool))
+        weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1).astype(v.dtype)
+        y = jnp.einsum("bank,bkad->bnad", weights, v)
         return nn.Dense(x.shape[-1], name="out_proj")(rearrange(y, "b n a d -> b n (a d)"))
 
 

@@ -142,7 +142,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Features, pose: jax.Array | None = None) -> Encoded:
         c = self.config
-        temb = TimeEmbedding(c.widths[0], 4 * c.widths[0], name="time_embedding")(t, x.dtype)
+        temb = TimeEmbedding(c.widths[0], 4 * c.widths[0], name="time_embedding")(t)
         x = conv3x3(c.widths[0], "conv_in")(x)
         x = x if pose is None else x + pose
         skips, features = [x], {}
@@ -174,8 +174,9 @@ class Decoder(nn.Module):
             x, features[name] = block(x, skips, temb, text, reference.get(name, {}))
         if c.features_only:
             return None, features
-        x = nn.silu(GroupNorm(c.groups, c.eps, c.batch_axes, name="conv_norm_out")(x))
-        return conv3x3(c.channels, "conv_out")(x), features
+        # always float32: guidance multiplies what is rounded here
+        x = nn.silu(GroupNorm(c.groups, c.eps, c.batch_axes, name="conv_norm_out")(x.astype(jnp.float32)))
+        return conv3x3(c.channels, "conv_out", dtype=jnp.float32)(x), features
 
 
 class UNet(nn.Module):
@@ -191,7 +192,7 @@ class UNet(nn.Module):
         return self.encoder(x, t, text, reference)
 
     def decode(self, encoded: Encoded, text: jax.Array, reference: Features, residuals: Residuals | None = None) -> jax.Array | None:
-        """Noise prediction `b f h w c`; None from an appearance encoder."""
+        """Noise prediction `b f h w c`, float32; None from an appearance encoder."""
         return self.decoder(encoded, text, reference, residuals)[0]
 
     def features(self, x: jax.Array, t: jax.Array, text: jax.Array) -> Features:

@@ -1,0 +1,94 @@
+"""Strictness for every test: no silent dtype or rank promotion, and several devices even on one CPU."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+from mafx.model import random_model
+from mafx.models.animator import AnimatorConfig
+from mafx.models.autoencoder import AutoencoderConfig
+from mafx.models.temporal import MotionConfig
+from mafx.models.text import TextConfig
+from mafx.models.unet import UNetConfig
+from mafx.pretrained.layout import load_pretrained
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+PUBLISHED = SHARED / "fixtures" / "tiny"
+
+# Every kind of layer once: two levels, one with attention; latents are half the image's size.
+MICRO = AnimatorConfig(
+    unet=UNetConfig(widths=(32, 32), attends=(True, False), layers=1, heads=2, groups=8, text_width=16, motion=MotionConfig(heads=2)),
+    pose_widths=(8, 8),
+    autoencoder=AutoencoderConfig(widths=(8, 8), layers=1, groups=4),
+    text=TextConfig(width=16, hidden=32, layers=1, heads=2),
+)
+
+
+@pytest.fixture(scope="session")
+def micro():
+    """A small random model of MICRO's sizes."""
+    return random_model(MICRO, seed=1)
+
+
+@pytest.fixture(scope="session")
+def published():
+    """The folder with the published code's small random weights and their expected outputs."""
+    if not PUBLISHED.is_dir():
+        pytest.skip("the published code's fixtures (../shared/fixtures/tiny) are not here")
+    return PUBLISHED
+
+
+@pytest.fixture(scope="session")
+def published_model(published):
+    return load_pretrained(published)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def relative_error(got, expected) -> float:
+    """L2 norm of the difference over that of the expected."""
+    got, expected = (np.asarray(x).astype(np.float64) for x in (got, expected))
+    assert got.shape == expected.shape, f"shape {got.shape}, expected {expected.shape}"
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+@dataclasses.dataclass
+class Parity:
+    """Collects errors against the published code for the table at the end of the run."""
+
+    rows: list[tuple[str, float, float]] = dataclasses.field(default_factory=list)
+
+    def check(self, name: str, got, expected, limit: float, absolute: bool = False) -> None:
+        error = float(np.abs(np.asarray(got, np.float64) - expected).max()) if absolute else relative_error(got, expected)
+        self.rows.append((name + (" (absolute)" if absolute else ""), error, limit))
+        assert error <= limit, f"{name}: error {error:.2e}, limit {limit:.0e}"
+
+
+_parity = Parity()
+
+
+@pytest.fixture(scope="session")
+def parity():
+    return _parity
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not _parity.rows:
+        return
+    terminalreporter.section("error against the published code, relative L2 unless said otherwise")
+    width = max(len(name) for name, _, _ in _parity.rows)
+    for name, error, limit in _parity.rows:
+        terminalreporter.line(f"{name:{width}}  {error:8.1e}  limit {limit:.0e}")

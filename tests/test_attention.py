@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mafx.models import attention as module
+from mafx.models.attention import Attention, FeedForward, SpatialTransformer, attention
+
+
+def inputs(rng, b=2, f=3, n=10, k=7, m=5, heads=2, d=4):
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    return draw(b, f, n, heads, d), (draw(b, f, k, heads, d), draw(b, f, k, heads, d)), (draw(b, m, heads, d), draw(b, m, heads, d))
+
+
+def by_definition(q, own, shared):
+    """One query at a time, in float64."""
+    out = np.zeros(q.shape)
+    for b, f, n, a in np.ndindex(q.shape[:4]):
+        keys, values = ([], [])
+        for kv, where in ((own, (b, f)), (shared, (b,))):
+            if kv is not None:
+                keys.append(np.asarray(kv[0][where])[:, a])
+                values.append(np.asarray(kv[1][where])[:, a])
+        keys, values = np.concatenate(keys).astype(np.float64), np.concatenate(values)
+        scores = np.exp(keys @ np.asarray(q[b, f, n, a]) / np.sqrt(q.shape[-1]))
+        out[b, f, n, a] = scores @ values / scores.sum()
+    return out
+
+
+@pytest.mark.parametrize("kernel", ["plain", "blockwise"])
+@pytest.mark.parametrize("parts", ["own", "shared", "both"])
+def test_kernels_equal_the_definition(rng, monkeypatch, kernel, parts):
+    monkeypatch.setattr(module, "BLOCK_SCORE_BYTES", 600)  # several blocks, the last one not full
+    q, own, shared = inputs(rng)
+    own, shared = own if parts != "shared" else None, shared if parts != "own" else None
+    np.testing.assert_allclose(attention(q, own, shared, kernel=kernel), by_definition(q, own, shared), atol=2e-6)
+
+
+def test_kernels_have_the_same_gradient(rng, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK_SCORE_BYTES", 600)
+    args = inputs(rng)
+    grads = [jax.grad(lambda args: jnp.square(attention(*args, kernel=kernel)).sum())(args) for kernel in ("plain", "blockwise")]  # noqa: B023
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *grads)
+
+
+def test_large_scores_are_not_materialised(rng):
+    q, own, shared = (jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), y) for y in inputs(rng, f=4, n=4096, k=4096, m=4096, heads=8))
+    assert module._choose_kernel(q, own, shared) == "blockwise"
+    memory = [jax.jit(lambda *x: attention(*x, kernel=k)).lower(q, own, shared).compile().memory_analysis().temp_size_in_bytes  # noqa: B023
+              for k in ("auto", "plain")]  # fmt: skip
+    assert memory[0] < memory[1] / 20
+
+
+def test_unknown_kernel():
+    with pytest.raises(ValueError, match="'fast' is unknown, expected one of auto"):
+        attention(*inputs(np.random.default_rng(0)), kernel="fast")
+
+
+def test_mixed_attention_is_self_attention_over_longer_rows(rng):
+    """Equation 2: the reference's tokens are appended to keys and values, under the same projections."""
+    x, reference = jnp.asarray(rng.normal(size=(2, 3, 6, 8)), jnp.float32), jnp.asarray(rng.normal(size=(2, 4, 8)), jnp.float32)
+    layer = Attention(heads=2)
+    params = layer.init(jax.random.key(0), x)
+    longer = jnp.concatenate([x, jnp.broadcast_to(reference[:, None], (2, 3, 4, 8))], axis=2)
+    np.testing.assert_allclose(layer.apply(params, x, reference=reference), layer.apply(params, longer)[:, :, :6], atol=1e-6)
+
+
+def test_reference_is_projected_once_for_all_frames(rng):
+    """The cost of keys and values of the reference does not grow with the frames."""
+    reference = jax.ShapeDtypeStruct((1, 64, 32), jnp.float32)
+    layer = Attention(heads=2, kernel="plain")
+
+    def cost(frames, with_reference):
+        x = jax.ShapeDtypeStruct((1, frames, 64, 32), jnp.float32)
+        params = jax.eval_shape(layer.init, jax.random.key(0), x)
+        apply = jax.jit(lambda p, x, r: layer.apply(p, x, reference=r if with_reference else None))
+        return apply.lower(params, x, reference).cost_analysis()["flops"]
+
+    extra = [cost(f, True) - cost(f, False) for f in (1, 2, 3)]
+    projections = 2 * 2 * 64 * 32 * 32
+    per_frame = extra[2] - extra[1]
+    assert extra[1] - extra[0] == pytest.approx(per_frame)
+    assert extra[0] - per_frame == pytest.approx(projections, rel=0.05)
+
+
+def test_feed_forward_gates_with_the_exact_gelu():
+    layer = FeedForward()
+    x = jnp.ones((1, 1, 1))
+    params = layer.init(jax.random.key(0), x)["params"]
+    params["proj_in"]["kernel"] = jnp.array([[2.0] * 4 + [3.0] * 4])
+    params["proj_out"]["kernel"] = jnp.ones((4, 1))
+    got = layer.apply({"params": params}, x)[0, 0, 0]
+    assert got == pytest.approx(4 * 2 * 3 * 0.998650102, rel=1e-6)  # Phi(3); the tanh form gives 0.9981...
+
+
+def test_feature_only_block_ends_at_its_norm(rng):
+    x, text = jnp.asarray(rng.normal(size=(1, 2, 3, 3, 8)), jnp.float32), jnp.zeros((1, 5, 4))
+    whole, short = SpatialTransformer(2, groups=4), SpatialTransformer(2, groups=4, feature_only=True)
+    params = whole.init(jax.random.key(0), x, text)
+    assert set(short.init(jax.random.key(0), x, text)["params"]["transformer_blocks_0"]) == {"norm1"}
+    keep = {**params["params"], "transformer_blocks_0": {"norm1": params["params"]["transformer_blocks_0"]["norm1"]}}
+    keep.pop("proj_out")
+    nothing, feature = short.apply({"params": keep}, x, text)
+    assert nothing is None
+    np.testing.assert_array_equal(feature, whole.apply(params, x, text)[1])

@@ -1,0 +1,118 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mafx.diffusion.samplers import guide, make_sampler, sampler_step
+from mafx.diffusion.schedule import Schedule, velocity
+
+
+def sample(table, x, model, prediction="epsilon", noise=None):
+    previous = jnp.zeros_like(x)
+    for i, t in enumerate(table.times):
+        fresh = previous if noise is None else noise[i]
+        x, previous = sampler_step(table.row(i), x, model(x, t), previous, fresh, prediction)
+        yield x, previous
+
+
+@pytest.mark.parametrize("steps", [25, 20, 7])
+def test_ddim_equals_the_published_sampler(published, steps):
+    x = load_file(published / "expected" / "scheduler.safetensors")
+    x = {name.removeprefix(f"s{steps}."): value for name, value in x.items()}
+    table = make_sampler("ddim", steps, Schedule())
+    np.testing.assert_array_equal(table.times, x["timesteps"])
+    outputs = dict(zip(table.times.tolist(), x["model_outputs"], strict=True))
+    for i, (got, clean) in enumerate(sample(table, jnp.asarray(x["sample0"]), lambda x, t: jnp.asarray(outputs[int(t)]))):
+        for name, value in (("prev_samples", got), ("pred_original_samples", clean)):
+            error = np.linalg.norm(value - x[name][i]) / np.linalg.norm(x[name][i])
+            assert error < 1e-6, f"{name} of step {i}: {error}"
+
+
+def gaussian(mean, deviation, schedule):
+    """The exact noise prediction where the data is normal, for which the flow has a closed form."""
+
+    def model(x, t):
+        alpha, sigma = schedule.alphas[t], schedule.sigmas[t]
+        variance = alpha**2 * deviation**2 + sigma**2
+        return sigma * (x - alpha * mean) / variance
+
+    def flow(x, start, end):
+        place = lambda t: (schedule.alphas[t] * mean, np.sqrt(schedule.alphas[t] ** 2 * deviation**2 + schedule.sigmas[t] ** 2))  # noqa: E731
+        (m0, s0), (m1, s1) = place(start), place(end)
+        return m1 + s1 * (x - m0) / s0
+
+    return model, flow
+
+
+def errors(name, counts, prediction="epsilon"):
+    schedule = Schedule(prediction=prediction)
+    model, flow = gaussian(0.7, 0.5, schedule)
+    x = jnp.linspace(-2, 2, 9)
+
+    def output(x, t):
+        eps = model(x, t)
+        return eps if prediction == "epsilon" else velocity((x - schedule.sigmas[t] * eps) / schedule.alphas[t], eps, schedule.alphas[t], schedule.sigmas[t])
+
+    found = []
+    for n in counts:
+        table = make_sampler(name, n, schedule)
+        *_, (before_last, _), _ = sample(table, x, output, prediction)
+        found.append(float(jnp.abs(before_last - flow(x, table.times[0], table.times[-1])).max()))
+    return found
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("dpmpp_2m", 2)])
+def test_samplers_converge_to_a_known_flow_in_their_order(name, order, prediction):
+    """Up to the last step, which is always of first order: it jumps to the clean latents."""
+    coarse, fine = errors(name, (20, 80), prediction)
+    assert fine < 0.02
+    assert coarse / fine > 0.75 * 4**order
+
+
+def test_eta_one_keeps_the_marginal_variance():
+    """From pure noise on data that is a point at zero, every step of full eta must keep the spread at sigma."""
+    schedule = Schedule()
+    table = make_sampler("ddim", 50, schedule, eta=1.0)
+    x = jax.random.normal(jax.random.key(0), (20000,)) * table.sigma[0]
+    noise = jax.random.normal(jax.random.key(1), (50, 20000))
+    model = lambda x, t: x / schedule.sigmas[t].astype(np.float32)  # noqa: E731, x_0 is zero
+    spreads = [float(x.std()) for x, _ in sample(table, x, model, noise=noise)]
+    np.testing.assert_allclose(spreads[:-1], table.sigma[1:], rtol=0.03)
+    assert spreads[-1] == pytest.approx(0, abs=1e-6)
+
+
+def test_first_update_by_hand():
+    table = make_sampler("ddim", 2, Schedule())
+    abar = Schedule().abar
+    assert table.times.tolist() == [501, 1]
+    got, clean = sampler_step(table.row(0), jnp.float32(1.0), jnp.float32(0.5), jnp.float32(0.0), jnp.float32(0.0), "epsilon")
+    x0 = (1 - 0.5 * np.sqrt(1 - abar[501])) / np.sqrt(abar[501])
+    assert float(clean) == pytest.approx(x0, rel=1e-5)
+    assert float(got) == pytest.approx(np.sqrt(abar[1]) * x0 + np.sqrt(1 - abar[1]) * 0.5, rel=1e-5)
+
+
+def test_one_step_and_a_thousand():
+    for name in ("ddim", "euler", "dpmpp_2m"):
+        for steps in (1, 2, 999):
+            table = make_sampler(name, steps, Schedule())
+            assert all(np.isfinite(column).all() for column in (table.clean, table.noise, table.momentum, table.fresh_noise))
+            assert (table.clean[-1], table.noise[-1], table.momentum[-1]) == (1, 0, 0)  # ends at the clean latents
+
+
+def test_zero_signal_is_finite():
+    schedule = Schedule(zero_terminal_snr=True, prediction="v")
+    assert np.isfinite(make_sampler("dpmpp_2m", 8, schedule).momentum).all()
+
+
+def test_guidance():
+    assert guide(jnp.float32(1.0), jnp.float32(3.0), 1.0) == 3
+    assert guide(jnp.float32(1.0), jnp.float32(3.0), 7.5) == 16
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match="'plms' is unknown, expected one of ddim"):
+        make_sampler("plms", 5, Schedule())
+    with pytest.raises(ValueError, match="belongs to the ddim sampler"):
+        make_sampler("euler", 5, Schedule(), eta=0.5)

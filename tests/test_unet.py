@@ -1,0 +1,69 @@
+import dataclasses
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import MICRO
+
+from mafx.models.unet import Encoded, Residuals, UNet
+
+
+@pytest.fixture
+def inputs(rng):
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    return draw(1, 3, 4, 4, 4), jnp.array([7]), draw(1, 77, 16)
+
+
+def test_residuals_enter_behind_the_skips_and_the_middle(micro, inputs):
+    x, t, text = inputs
+    unet, params = UNet(MICRO.unet), {"params": micro.params["unet"]}
+    encoded = unet.apply(params, x, t, text, {}, method="encode")
+    shifts = Residuals(tuple(0.1 * jnp.ones_like(s) for s in encoded.skips), jnp.zeros_like(encoded.x))
+    moved = Encoded(encoded.x, tuple(s + 0.1 for s in encoded.skips), encoded.temb, encoded.features)
+    decode = lambda *args: unet.apply(params, *args, method="decode")  # noqa: E731
+    np.testing.assert_allclose(decode(encoded, text, {}, shifts), decode(moved, text, {}), atol=1e-6)
+    assert np.abs(decode(encoded, text, {}, Residuals(shifts.skips, 1 + encoded.x)) - decode(moved, text, {})).max() > 1e-3
+
+
+def test_rematerialisation_changes_nothing_but_memory(micro, inputs):
+    x, t, text = inputs
+
+    def grads(remat):
+        unet = UNet(dataclasses.replace(MICRO.unet, remat=remat))
+
+        def loss(params):
+            encoded = unet.apply({"params": params}, x, t, text, {}, method="encode")
+            return jnp.square(unet.apply({"params": params}, encoded, text, {}, method="decode")).mean()
+
+        return jax.jit(jax.grad(loss))
+
+    params, plain, remat = micro.params["unet"], grads(False), grads(True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain(params), remat(params))
+    flops = [f.lower(params).cost_analysis()["flops"] for f in (plain, remat)]
+    assert flops[1] > 1.1 * flops[0]  # the forward pass once more
+
+
+def test_appearance_encoder_has_nothing_behind_its_last_feature(micro):
+    """The published file holds no weight that is never used."""
+    names = {"/".join(path) for path in flax.traverse_util.flatten_dict(micro.params["appearance"])}
+    last = {name for name in names if "up_blocks_1/attentions_1" in name}
+    assert {name.split("/")[3] for name in last} == {"norm", "proj_in", "transformer_blocks_0"}
+    assert not any("conv_out" in name or "conv_norm_out" in name or "motion" in name for name in names)
+
+
+def test_frames_of_one_image_each_share_norm_statistics(micro, inputs):
+    """The denoiser's residual blocks take their statistics over all frames: a clip is not a batch of images, even without temporal layers."""
+    x, t, text = inputs
+    keep = {p: v for p, v in flax.traverse_util.flatten_dict(micro.params["unet"]).items() if not any("motion" in name for name in p)}
+    params = {"params": flax.traverse_util.unflatten_dict(keep)}
+
+    def run(config, x):
+        unet = UNet(dataclasses.replace(config, motion=None))
+        return unet.apply(params, unet.apply(params, x, t, text, {}, method="encode"), text, {}, method="decode")
+
+    per_frame = dataclasses.replace(MICRO.unet, norm_per_frame=True)
+    images = jnp.concatenate([run(MICRO.unet, x[:, i : i + 1]) for i in range(3)], axis=1)
+    np.testing.assert_allclose(run(per_frame, x), images, atol=1e-5)
+    assert np.abs(run(MICRO.unet, x) - images).max() > 1e-3
