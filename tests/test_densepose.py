@@ -1,0 +1,76 @@
+import re
+
+import numpy as np
+import pytest
+from conftest import SHARED
+
+from mafx import media
+from mafx.data import puppets
+from mafx.densepose import BACKGROUND, FLIPPED, PALETTE, PARTS, check_motion, draw_labels, read_labels
+
+
+@pytest.fixture(scope="module")
+def motion():
+    return puppets.example((64, 64), 6).motion
+
+
+def test_palette_is_viridis_and_its_colours_are_apart():
+    assert PALETTE.shape == (PARTS, 3)
+    assert BACKGROUND == (68, 1, 84) and tuple(PALETTE[24]) == (253, 231, 37) and tuple(PALETTE[12]) == (33, 144, 141)
+    labels, distance = read_labels(PALETTE)
+    np.testing.assert_array_equal(labels, np.arange(PARTS))
+    assert (distance == 0).all()
+
+
+def test_labels_survive_drawing(rng):
+    labels = rng.integers(0, PARTS, (3, 5, 7))
+    np.testing.assert_array_equal(read_labels(draw_labels(labels))[0], labels)
+
+
+def test_flipping_twice_is_nothing():
+    np.testing.assert_array_equal(FLIPPED[FLIPPED], np.arange(PARTS))
+
+
+def test_good_motion_has_no_complaint(motion):
+    report = check_motion(motion)
+    assert report.complaint is None
+    assert report.fitting == 1 and 0.03 < report.person < 0.5
+
+
+def test_complaints_name_the_cause(motion, rng):
+    labels, _ = read_labels(motion)
+    black = np.where(labels[..., None] == 0, 0, motion).astype(np.uint8)
+    grey = np.repeat((labels * 10)[..., None], 3, axis=-1).astype(np.uint8)
+    jet = np.stack([labels * 10, 255 - labels * 10, 128 + 0 * labels], -1).astype(np.uint8)
+    photo = rng.integers(0, 256, motion.shape).astype(np.uint8)
+    empty = np.broadcast_to(np.array(BACKGROUND, np.uint8), motion.shape)
+    for wrong, message in (
+        (black, "a black background where RGB \\(68, 1, 84\\) is expected"),
+        (motion[..., ::-1], "red and blue swapped"),
+        (grey, "another colour map"),
+        (jet, "another colour map"),
+        (photo, "does not look like DensePose"),
+        (empty, "only background"),
+    ):
+        complaint = check_motion(wrong).complaint
+        assert complaint is not None
+        assert re.search(message, complaint), complaint
+
+
+def test_real_driving_videos_and_real_pictures():
+    folder = SHARED / "data" / "applications"
+    if not folder.is_dir():
+        pytest.skip("the published driving videos (../shared/data) are not here")
+    for path in sorted((folder / "densepose").iterdir()):
+        report = check_motion(media.read_video(path)[0])
+        assert report.complaint is None, f"{path.name}: {report}"
+        assert report.fitting > 0.85
+    for path in sorted((folder / "source_image").iterdir()):
+        assert check_motion(media.read_image(path)[None]).complaint is not None, path.name
+
+
+def test_real_renders_of_a_dithered_clip():
+    folder = SHARED / "data" / "clips" / "teaser" / "densepose"
+    if not folder.is_dir():
+        pytest.skip("the clip with DensePose renders (../shared/data/clips) is not here")
+    assert check_motion(media.read_video(folder)[0]).complaint is None

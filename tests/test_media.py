@@ -1,0 +1,129 @@
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mafx import media
+from mafx.errors import InputError
+
+
+def clip(frames=5, h=48, w=32):
+    """Smooth colours that move, which compression keeps."""
+    f, y, x = np.meshgrid(np.arange(frames), np.arange(h), np.arange(w), indexing="ij")
+    return np.stack([100 + 20 * f, 2 * y + 50, 3 * x + 60], -1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".webp", ".gif", ""])
+def test_video_round_trip(tmp_path, suffix):
+    video = clip()
+    media.write_video(tmp_path / f"v{suffix}", video, 10)
+    got, fps = media.read_video(tmp_path / f"v{suffix}")
+    assert got.shape == video.shape
+    assert fps == (10 if suffix else media.DEFAULT_FPS)
+    tolerance = {"": 0, ".mp4": 12, ".webp": 16, ".gif": 60}[suffix]  # a gif has 256 colours
+    assert np.abs(got.astype(int) - video).max() <= tolerance
+    assert [p.name for p in tmp_path.iterdir()] == [f"v{suffix}"]
+
+
+def test_mp4_plays_in_browsers(tmp_path):
+    import av
+
+    media.write_video(tmp_path / "v.mp4", clip(h=47, w=31), Fraction(30000, 1001))
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", Fraction(30000, 1001))
+        assert (stream.height, stream.width) == (48, 32)  # 4:2:0 needs even sides
+    head = (tmp_path / "v.mp4").read_bytes()
+    assert head.index(b"moov") < head.index(b"mdat")  # starts before it is loaded
+
+
+def test_stride_and_limit(tmp_path):
+    media.write_video(tmp_path / "v", clip(7), 25)
+    got, fps = media.read_video(tmp_path / "v", stride=3, limit=2)
+    np.testing.assert_array_equal(got, clip(7)[[0, 3]])
+    assert fps == Fraction(25, 3)
+
+
+def test_folder_is_read_in_natural_order(tmp_path):
+    for i in (10, 9, 1):
+        Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    assert media.read_video(tmp_path)[0][:, 0, 0, 0].tolist() == [1, 9, 10]
+
+
+def test_pictures_of_every_kind(tmp_path):
+    alpha = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    alpha.putpixel((1, 0), (255, 0, 0, 0))
+    alpha.save(tmp_path / "alpha.png")
+    assert media.read_image(tmp_path / "alpha.png").tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+    Image.fromarray(np.array([[0, 32768, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    assert media.read_image(tmp_path / "deep.png")[0, :, 0].tolist() == [0, 128, 255]
+
+    alpha.convert("RGB").quantize(2).save(tmp_path / "palette.png")
+    assert media.read_image(tmp_path / "palette.png").shape == (1, 2, 3)
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter
+    Image.new("RGB", (8, 4)).save(tmp_path / "turned.jpg", exif=exif)
+    assert media.read_image(tmp_path / "turned.jpg").shape == (8, 4, 3)
+
+
+def test_what_cannot_be_read(tmp_path):
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    (tmp_path / "junk.png").write_bytes(b"junk")
+    (tmp_path / "nothing").mkdir()
+    media.write_video(tmp_path / "whole.mp4", clip(), 10)
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:300])
+    for read, name, message in (
+        (media.read_video, "absent.mp4", "there is no video"),
+        (media.read_video, "empty.mp4", "not a video that can be read"),
+        (media.read_video, "cut.mp4", "holds no video stream"),
+        (media.read_video, "nothing", "holds no frame"),
+        (media.read_image, "junk.png", "not a picture"),
+        (media.read_image, "absent.png", "there is no picture"),
+    ):
+        with pytest.raises(InputError, match=message):
+            read(tmp_path / name)
+    with pytest.raises(InputError, match="at least 1"):
+        media.read_video(tmp_path / "whole.mp4", stride=0)
+
+
+def test_what_cannot_be_written(tmp_path):
+    for name, message in (("v.avi", "expected the extension"), ("no/v.mp4", "there is no folder"), ("folder.mp4", "it is a folder")):
+        (tmp_path / "folder.mp4").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=message):
+            media.write_video(tmp_path / name, clip(), 10)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    media.write_video(tmp_path / "v.mp4", clip(), 10)
+    before = (tmp_path / "v.mp4").read_bytes()
+    with pytest.raises(ValueError):
+        media.write_video(tmp_path / "v.mp4", clip().astype(np.float64), 10)
+    assert (tmp_path / "v.mp4").read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_fit():
+    image = np.zeros((40, 20, 3), np.uint8)
+    image[10:30] = 200
+    cropped, padded, stretched = (media.fit(image, (16, 16), how, (1, 2, 3)) for how in media.FITS)
+    assert cropped.shape == padded.shape == stretched.shape == (16, 16, 3)
+    assert (cropped[2:-2] == 200).all()  # the middle half of the rows
+    assert (padded[:, :4] == (1, 2, 3)).all() and (padded[:, 12:] == (1, 2, 3)).all() and (padded[6:10, 4:12] > 190).all()
+    assert (stretched[:3] == 0).all() and (stretched[6:10] > 190).all()
+
+
+def test_side_by_side_and_contact_sheet():
+    video = clip(3, 4, 6)
+    together = media.side_by_side(video[0], video, video)
+    assert together.shape == (3, 4, 18, 3)
+    np.testing.assert_array_equal(together[2, :, :6], video[0])
+    np.testing.assert_array_equal(together[2, :, 6:12], video[2])
+    assert media.contact_sheet(video, 2).shape == (4, 12, 3)
+
+
+def test_rounding():
+    assert media.to_uint8(np.array([-1, 0, 0.5, 1, 2])).tolist() == [0, 0, 128, 255, 255]
