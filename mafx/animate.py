@@ -101,9 +101,9 @@ def animate(
         x = jnp.resize(x, (padded, *x.shape[1:]))
         previous = jnp.zeros_like(x)
         bar = tqdm(total=steps * len(windows), disable=not progress, unit="window")
-        for i, t in enumerate(table.times):
+        for i, time in enumerate(table.times):
             bar.set_description(f"step {i + 1}/{steps}")
-            t = jnp.asarray([t], jnp.int32)
+            t = jnp.asarray([time], jnp.int32)
             bank = run("bank", reference_latents, t, text)
             output = jnp.zeros_like(x)
             for indices, weight in zip(windows, window_weights, strict=True):

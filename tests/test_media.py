@@ -1,5 +1,6 @@
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -27,8 +28,6 @@ def test_video_round_trip(tmp_path, suffix):
 
 
 def test_mp4_plays_in_browsers(tmp_path):
-    import av
-
     media.write_video(tmp_path / "v.mp4", clip(h=47, w=31), Fraction(30000, 1001))
     with av.open(str(tmp_path / "v.mp4")) as container:
         stream = container.streams.video[0]

@@ -17,7 +17,8 @@ SAMPLE = Path(__file__).parent.parent / "sample.py"
 
 
 def sample(folder, *arguments):
-    return subprocess.run([sys.executable, SAMPLE, *map(str, arguments)], cwd=folder, capture_output=True, text=True, timeout=600)
+    command = [sys.executable, SAMPLE, *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture(scope="module")

@@ -51,8 +51,8 @@ def errors(name, counts, prediction="epsilon"):
     x = jnp.linspace(-2, 2, 9)
 
     def output(x, t):
-        eps = model(x, t)
-        return eps if prediction == "epsilon" else velocity((x - schedule.sigmas[t] * eps) / schedule.alphas[t], eps, schedule.alphas[t], schedule.sigmas[t])
+        eps, alpha, sigma = model(x, t), schedule.alphas[t], schedule.sigmas[t]
+        return eps if prediction == "epsilon" else velocity((x - sigma * eps) / alpha, eps, alpha, sigma)
 
     found = []
     for n in counts:

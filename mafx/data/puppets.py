@@ -12,7 +12,7 @@ import numpy as np
 
 from mafx.densepose import draw_labels
 
-# Labels of the back and the front of each part (FACTS of DensePose: 1, 2 torso; 7, 9 right upper leg; ...). The head is halved left and right.
+# Labels of the back and the front of each part, as DensePose numbers them; the head is halved left and right.
 LABELS = {
     "torso": (1, 2), "hand_r": (3, 3), "hand_l": (4, 4), "foot_l": (5, 5), "foot_r": (6, 6),
     "thigh_r": (7, 9), "thigh_l": (8, 10), "shin_r": (11, 13), "shin_l": (12, 14),
@@ -69,7 +69,8 @@ class Identity:
             return Cloth(colour(), colour(), colour(), pattern, rng.uniform(1.5, 4))
 
         tone = rng.uniform(0, 1)
-        waves = np.stack([rng.uniform(-9, 9, 4), rng.uniform(-9, 9, 4), rng.uniform(0, 6.3, 4), rng.uniform(0.02, 0.08, 4), rng.uniform(0, 6.3, 4)], 1)
+        ranges = (-9, 9), (-9, 9), (0, 2 * np.pi), (0.02, 0.08), (0, 2 * np.pi)
+        waves = np.stack([rng.uniform(low, high, 4) for low, high in ranges], axis=1)
         return cls(
             skin=(1 - tone) * np.array([0.96, 0.80, 0.69]) + tone * np.array([0.36, 0.22, 0.15]),
             hair=colour(0.02, 0.7),
@@ -150,7 +151,8 @@ def skeleton(identity: Identity, angles: dict[str, float]) -> list[Capsule]:
     for x in (-0.085, 0.0, 0.085):  # three columns make a flat torso
         side = np.array([x * w, 0, 0])
         add("torso", hips + 0.8 * side, chest + 1.1 * side, 0.085 * w**0.5, 0.09 * w**0.5)
-    add("head", neck + 0.03 * up, neck + (0.14 + 0.02 * np.cos(nod)) * identity.head * up + np.array([0, 0, 0.06 * np.sin(nod)]), 0.06, 0.11 * identity.head)
+    crown = neck + (0.14 + 0.02 * np.cos(nod)) * identity.head * up + np.array([0, 0, 0.06 * np.sin(nod)])
+    add("head", neck + 0.03 * up, crown, 0.06, 0.11 * identity.head)
 
     for s, sign in (("r", -1.0), ("l", 1.0)):  # the puppet's right is the viewer's left
         shoulder = chest + np.array([0.19 * w * sign, 0.02, 0])

@@ -95,4 +95,3 @@ def sampling_times(steps: int, spacing: str, total: int = 1000) -> np.ndarray:
     if spacing == "linspace":
         raise ValueError(f"expected at most {total - 1} evenly spaced sampling steps, found {steps}")
     raise ValueError(f"spacing {spacing!r} is unknown, expected leading, trailing or linspace")
-

@@ -5,7 +5,6 @@ once and never repeated along `f`. In einsum strings `a` counts attention heads 
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

@@ -13,6 +13,7 @@ import numpy as np
 import tokenizers
 from einops import rearrange
 from flax import linen as nn
+from tokenizers import Regex, models, normalizers, pre_tokenizers
 
 from mafx.errors import InputError
 from mafx.models.layers import LayerNorm
@@ -100,18 +101,14 @@ class Tokenizer:
 
     def _encode(self, prompt: str) -> list[int]:
         if self.vocabulary is None or self.merges is None:
-            raise InputError(f"this model has no vocabulary, so the prompt must be empty, not {prompt!r}; give it tokenizer/vocab.json and merges.txt")
+            raise InputError(f"this model has no vocabulary, so the prompt must be empty, not {prompt!r}; add tokenizer/vocab.json and merges.txt")
         return _byte_pair_encoder(self.vocabulary, self.merges).encode(prompt, add_special_tokens=False).ids
 
 
 def _byte_pair_encoder(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
     """CLIP's pipeline: clean and lower the text, split it into words, encode their bytes; `</w>` ends a word."""
-    from tokenizers import Regex, models, normalizers, pre_tokenizers
-
     pairs = [tuple(line.split()) for line in merges.splitlines() if line and not line.startswith("#version")]
-    encoder = tokenizers.Tokenizer(
-        models.BPE(json.loads(vocabulary), pairs, end_of_word_suffix="</w>", unk_token="<|endoftext|>", fuse_unk=False)
-    )
+    encoder = tokenizers.Tokenizer(models.BPE(json.loads(vocabulary), pairs, end_of_word_suffix="</w>", unk_token="<|endoftext|>", fuse_unk=False))
     encoder.normalizer = normalizers.Sequence(
         [normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True), normalizers.NFC()]
     )

@@ -115,7 +115,8 @@ class TorchArchive:
                 with archive.open(pickles[0]) as file:
                     content = _TensorUnpickler(file).load()
         except zipfile.BadZipFile as error:
-            raise InputError(f"{path} is not a whole zip archive of torch.save ({error}); download it again, or save it anew with PyTorch 1.6+") from error
+            advice = "download it again, or save it anew with PyTorch 1.6 or later"
+            raise InputError(f"{path} is not a whole zip archive of torch.save ({error}); {advice}") from error
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
         except Exception as error:  # a hostile or broken pickle can raise anything

@@ -1,9 +1,9 @@
 """The folder of published weights, loaded strictly into a Model and written back.
 
-    DIR/stable-diffusion-v1-5/{unet,text_encoder,tokenizer,scheduler}
-    DIR/sd-vae-ft-mse
-    DIR/MagicAnimate/{appearance_encoder,densepose_controlnet,temporal_attention}
-    DIR/inference_config.json      optional: the temporal transformers' sizes and the noise schedule
+DIR/stable-diffusion-v1-5/{unet,text_encoder,tokenizer,scheduler}
+DIR/sd-vae-ft-mse
+DIR/MagicAnimate/{appearance_encoder,densepose_controlnet,temporal_attention}
+DIR/inference_config.json      optional: the temporal transformers' sizes and the noise schedule
 """
 
 import dataclasses
