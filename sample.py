@@ -23,14 +23,18 @@ from mafx.diffusion.samplers import SAMPLERS
 from mafx.diffusion.windows import FUSION_WEIGHTS, PLANS
 from mafx.errors import InputError
 from mafx.models.animator import FUSIONS
+from mafx.training.loop import load_workdir, trained_size
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("pretrained", None, "folder of published weights; without it, small random ones (the result is noise, the way to it is real)")
+flags.DEFINE_string("workdir", None, "folder of a training run, instead of --pretrained: its newest checkpoint")
 flags.DEFINE_string("reference", None, "picture of the person; without it, a puppet")
 flags.DEFINE_string("motion", None, "DensePose video, or a folder of frames; without it, a puppet's motion")
 flags.DEFINE_string("out", "animation.mp4", "what to write: .mp4, .gif, .webp, or a folder of PNGs where there is no extension")
 flags.DEFINE_bool("overwrite", False, "replace what is at --out")
-flags.DEFINE_string("size", None, "of the video in pixels: one number for a square, or HxW; divisible by 8; 512, or 128 without --pretrained")
+flags.DEFINE_string(
+    "size", None, "of the video in pixels: one number for a square, or HxW; divisible by 8; by default 512, or what --workdir was trained at"
+)
 flags.DEFINE_enum("fit", "crop", media.FITS, "how pictures of another shape are brought to the size: crop and pad keep the aspect")
 flags.DEFINE_integer("frames", None, "animate only the first so many frames of the motion", lower_bound=1)
 flags.DEFINE_integer("stride", 1, "take every so many-th frame of the motion", lower_bound=1)
@@ -74,7 +78,12 @@ def run() -> None:
     media.check_writable(out)
 
     # -- What goes in
-    size = parse_size(FLAGS.size or ("512" if FLAGS.pretrained else "128"))
+    if FLAGS.pretrained and FLAGS.workdir:
+        raise InputError("expected one of --pretrained and --workdir, found both")
+    if FLAGS.size:
+        size = parse_size(FLAGS.size)
+    else:
+        size = trained_size(Path(FLAGS.workdir)) if FLAGS.workdir else (512, 512) if FLAGS.pretrained else (128, 128)
     stand_in = puppets.example(size, frames=FLAGS.frames or 16)
     reference = media.read_image(FLAGS.reference) if FLAGS.reference else stand_in.reference
     motion, fps = stand_in.motion, stand_in.fps
@@ -96,6 +105,8 @@ def run() -> None:
     if FLAGS.pretrained:
         model = mafx.load_pretrained(FLAGS.pretrained, dtype)
         log.info("Loaded %s in %.0f s.", FLAGS.pretrained, time.perf_counter() - start)
+    elif FLAGS.workdir:
+        model = load_workdir(Path(FLAGS.workdir), dtype)
     else:
         model = mafx.random_model("tiny", seed=FLAGS.seed, dtype=dtype)
         log.info("No --pretrained: a small network with random weights shows the way from pixels to pixels; its frames are noise.")
@@ -123,7 +134,7 @@ def run() -> None:
     media.write_video(out, media.side_by_side(reference, motion, video) if FLAGS.grid else video, fps)
     repeat = {
         "command": shlex.join(["python", *sys.argv]),
-        "inputs": {"pretrained": FLAGS.pretrained, "reference": FLAGS.reference, "motion": FLAGS.motion},
+        "inputs": {"pretrained": FLAGS.pretrained, "workdir": FLAGS.workdir, "reference": FLAGS.reference, "motion": FLAGS.motion},
         "motion": {"frames": len(motion), "stride": FLAGS.stride, "fps": float(fps)},
         "size": size,
         "fit": FLAGS.fit,

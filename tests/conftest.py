@@ -34,6 +34,12 @@ MICRO = AnimatorConfig(
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Tests that build the same program anew do not compile it anew; nothing outlives the session."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+
+
 @pytest.fixture(scope="session")
 def micro():
     """A small random model of MICRO's sizes."""

@@ -103,3 +103,12 @@ def test_feature_only_block_ends_at_its_norm(rng):
     nothing, feature = short.apply({"params": keep}, x, text)
     assert nothing is None
     np.testing.assert_array_equal(feature, whole.apply(params, x, text)[1])
+
+
+@pytest.mark.parametrize("kernel", ["plain", "blockwise"])
+def test_dropped_references_are_not_seen(rng, monkeypatch, kernel):
+    monkeypatch.setattr(module, "BLOCK_SCORE_BYTES", 600)
+    q, own, shared = inputs(rng)
+    got = attention(q, own, shared, jnp.array([True, False]), kernel=kernel)
+    np.testing.assert_allclose(got[0], by_definition(q, own, shared)[0], atol=2e-6)
+    np.testing.assert_allclose(got[1], by_definition(q, own, None)[1], atol=2e-6)

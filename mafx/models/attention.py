@@ -5,6 +5,7 @@ once and never repeated along `f`. In einsum strings `a` counts attention heads 
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +15,30 @@ from flax import linen as nn
 from mafx.models.layers import GroupNorm, LayerNorm
 
 KeysValues = tuple[jax.Array, jax.Array]
+
+
+class PartialReference(NamedTuple):
+    """A reference `b m c` that only the examples with `keep` (bool `b`) see: training drops it from some, for guidance."""
+
+    tokens: jax.Array
+    keep: jax.Array
+
+
 KERNELS = ("auto", "plain", "blockwise", "cudnn")
 PLAIN_SCORE_BYTES = 256 << 20  # above this, "auto" stops materialising the score matrix
 BLOCK_SCORE_BYTES = 32 << 20  # what one block of queries may take in the blockwise kernel
 
 
-def attention(q: jax.Array, own: KeysValues | None = None, shared: KeysValues | None = None, *, kernel: str = "auto") -> jax.Array:
+def attention(
+    q: jax.Array, own: KeysValues | None = None, shared: KeysValues | None = None, keep: jax.Array | None = None, *, kernel: str = "auto"
+) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v, where the keys are a frame's own ones followed by those that all frames share.
 
     Args:
       q: queries, `b f n a d`.
       own: keys and values of each frame, both `b f k a d`.
       shared: keys and values for all frames, both `b m a d`. At least one of `own` and `shared` is given.
+      keep: bool `b`, the examples that see `shared` at all; all of them if None. Needs `own`.
       kernel: one of KERNELS. "plain" holds all scores in memory, "blockwise" those of a few queries of one frame, "cudnn" none (NVIDIA, 16 bit).
 
     Returns: `b f n a d` in the dtype of q. Scores and softmax are float32.
@@ -34,7 +47,7 @@ def attention(q: jax.Array, own: KeysValues | None = None, shared: KeysValues | 
         kernel = _choose_kernel(q, own, shared)
     if kernel not in KERNELS:
         raise ValueError(f"attention kernel {kernel!r} is unknown, expected one of {', '.join(KERNELS)}")
-    return {"plain": _plain, "blockwise": _blockwise, "cudnn": _cudnn}[kernel](q, own, shared)
+    return {"plain": _plain, "blockwise": _blockwise, "cudnn": _cudnn}[kernel](q, own, shared, keep)
 
 
 def _choose_kernel(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) -> str:
@@ -44,22 +57,33 @@ def _choose_kernel(q: jax.Array, own: KeysValues | None, shared: KeysValues | No
     return "plain" if 4 * math.prod(q.shape[:-1]) * tokens <= PLAIN_SCORE_BYTES else "blockwise"
 
 
-def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) -> jax.Array:
+def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None = None) -> jax.Array:
+    """`keep` may also be `b m`, key by key."""
     parts = []  # (scores' einsum, values' einsum, keys and values)
     if own is not None:
         parts.append(("bfnad,bfkad->bfank", "bfank,bfkad->bfnad", own))
     if shared is not None:
         parts.append(("bfnad,bkad->bfank", "bfank,bkad->bfnad", shared))
     scores = [jnp.einsum(pattern, q, k, preferred_element_type=jnp.float32) for pattern, _, (k, _) in parts]
+    if keep is not None:
+        scores[-1] = jnp.where(keep.reshape(len(keep), 1, 1, 1, -1), scores[-1], -jnp.inf)
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) * q.shape[-1] ** -0.5, axis=-1).astype(q.dtype)
     split = jnp.split(weights, [scores[0].shape[-1]], axis=-1)
     return sum(jnp.einsum(pattern, part, v) for part, (_, pattern, (_, v)) in zip(split, parts, strict=False))
 
 
-def _blockwise(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) -> jax.Array:
+def _keep_per_key(keep: jax.Array | None, own: KeysValues | None, shared: KeysValues | None) -> jax.Array | None:
+    """Bool `b k`: a frame's own keys are always seen."""
+    if keep is None:
+        return None
+    return jnp.concatenate([jnp.ones((len(keep), own[0].shape[-3]), bool), repeat(keep, "b -> b m", m=shared[0].shape[1])], axis=1)
+
+
+def _blockwise(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
     """Frame after frame and block after block of queries; the backward pass computes the scores again."""
     b, _, n, a, _ = q.shape
     tokens = sum(kv[0].shape[-3] for kv in (own, shared) if kv is not None)
+    keep = _keep_per_key(keep, own, shared)
     blocks = min(n, math.ceil(4 * b * a * n * tokens / BLOCK_SCORE_BYTES))
     size = math.ceil(n / blocks)
 
@@ -69,7 +93,7 @@ def _blockwise(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) 
 
         @jax.checkpoint
         def block(q):
-            return _plain(q[:, None], None, keys_values)[:, 0]
+            return _plain(q[:, None], None, keys_values, keep)[:, 0]
 
         padded = jnp.pad(q, ((0, 0), (0, blocks * size - n), (0, 0), (0, 0)))
         out = jax.lax.map(block, rearrange(padded, "b (i n) a d -> i b n a d", i=blocks))
@@ -79,15 +103,17 @@ def _blockwise(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) 
     return jnp.moveaxis(jax.lax.map(frame, frames_first), 0, 1)
 
 
-def _cudnn(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) -> jax.Array:
+def _cudnn(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
     b, f, n = q.shape[:3]
+    keep = _keep_per_key(keep, own, shared)
+    mask = None if keep is None else repeat(keep, "b k -> (b f) 1 n k", f=f, n=n)
     if own is None:  # frames are only more queries
         q, (k, v) = rearrange(q, "b f n a d -> b (f n) a d"), shared
     else:  # the kernel wants one list of keys per row
         q, k, v = (rearrange(x, "b f n a d -> (b f) n a d") for x in (q, *own))
         if shared is not None:
             k, v = (jnp.concatenate([x, repeat(y, "b m a d -> (b f) m a d", f=f)], 1) for x, y in zip((k, v), shared, strict=True))
-    out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+    out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     return out.reshape(b, f, n, *out.shape[-2:])
 
 
@@ -101,8 +127,9 @@ class Attention(nn.Module):
     kernel: str = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, reference: jax.Array | None = None, context: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, *, reference: jax.Array | PartialReference | None = None, context: jax.Array | None = None) -> jax.Array:
         """`x`: `b f n c`; `reference`: `b m c`, attended besides x itself; `context`: `b m c'`, attended instead of x."""
+        reference, keep = reference if isinstance(reference, PartialReference) else (reference, None)
         width = x.shape[-1]
         to_q, to_k, to_v = (nn.Dense(width, use_bias=False, name=name) for name in ("to_q", "to_k", "to_v"))
 
@@ -115,7 +142,7 @@ class Attention(nn.Module):
         own = keys_values(x) if context is None else None
         common = reference if context is None else context
         shared = None if common is None else keys_values(common)
-        out = attention(heads(to_q(x)), own, shared, kernel=self.kernel)
+        out = attention(heads(to_q(x)), own, shared, keep, kernel=self.kernel)
         return nn.Dense(width, name="to_out")(rearrange(out, "... a d -> ... (a d)"))
 
 

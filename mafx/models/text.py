@@ -89,6 +89,11 @@ class Tokenizer:
     end: int = 49407  # also the padding
 
     @classmethod
+    def without_vocabulary(cls, size: int, length: int) -> "Tokenizer":
+        """For a text tower of `size` embeddings of which only the last two, start and end, are ever used."""
+        return cls(length=length, start=size - 2, end=size - 1)
+
+    @classmethod
     def from_directory(cls, directory: Path, length: int = 77) -> "Tokenizer":
         vocabulary, merges = ((directory / name).read_text("utf-8") for name in ("vocab.json", "merges.txt"))
         ids = json.loads(vocabulary)

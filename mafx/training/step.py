@@ -1,0 +1,171 @@
+"""One training step: the losses of the stages, the split into trainable and frozen parameters, the update.
+
+Parameters are flat dicts here, "unet/encoder/conv_in/kernel" -> array: what freezing rules, sharding and checkpoints want.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from einops import rearrange, repeat
+
+from mafx.densepose import BACKGROUND
+from mafx.diffusion.losses import corrupt, loss_weights
+from mafx.diffusion.schedule import Schedule
+from mafx.models.animator import Animator
+from mafx.models.attention import PartialReference
+
+Flat = dict[str, jax.Array]
+Batch = dict[str, jax.Array]
+Loss = Callable[[Flat, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+
+
+def flatten(params: dict) -> Flat:
+    return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(flat: Flat) -> dict:
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+def split(flat: Flat, rules: Sequence[tuple[str, bool]]) -> tuple[Flat, Flat]:
+    """Trainable and frozen parameters. The first rule whose pattern is found in a name decides.
+
+    Raises ValueError where a parameter is met by no rule, or a rule by no parameter: either is a mistake that would train the wrong model.
+    """
+    decisions, used = {}, set()
+    for name in flat:
+        rule = next((i for i, (pattern, _) in enumerate(rules) if re.search(pattern, name)), None)
+        if rule is None:
+            raise ValueError(f"no rule says whether {name} is trained; end the rules with ('.*', False)")
+        decisions[name] = bool(rules[rule][1])
+        used.add(rule)
+    if idle := [pattern for i, (pattern, _) in enumerate(rules) if i not in used]:
+        raise ValueError(f"rules that meet no parameter: {', '.join(idle)}")
+    trainable, frozen = ({name: x for name, x in flat.items() if decisions[name] == wanted} for wanted in (True, False))
+    if not trainable:
+        raise ValueError("the rules freeze everything")
+    return trainable, frozen
+
+
+class State(NamedTuple):
+    """Everything a run continues from."""
+
+    step: jax.Array
+    trainable: Flat  # float32 masters
+    frozen: Flat  # in the compute dtype
+    optimiser: optax.OptState
+    ema: Flat  # of the trainable ones
+
+
+def make_optimiser(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW behind gradient clipping and accumulation; the learning rate warms up, then stays or decays ("constant", "cosine")."""
+    decays = {
+        "constant": optax.constant_schedule(config.lr),
+        "cosine": optax.cosine_decay_schedule(config.lr, max(1, config.steps - config.warmup), alpha=0.05),
+    }
+    rate = optax.join_schedules([optax.linear_schedule(0.0, config.lr, max(1, config.warmup)), decays[config.decay]], [config.warmup])
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(rate, *config.betas, weight_decay=config.weight_decay),
+    )
+    return (optax.MultiSteps(optimiser, config.accumulate) if config.accumulate > 1 else optimiser), rate
+
+
+def init_state(params: dict, rules: Sequence[tuple[str, bool]], optimiser: optax.GradientTransformation, dtype: jnp.dtype) -> State:
+    trainable, frozen = split(flatten(params), rules)
+    trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trainable)
+    frozen = jax.tree.map(lambda x: jnp.asarray(x, dtype), frozen)
+    return State(jnp.zeros((), jnp.int32), trainable, frozen, optimiser.init(trainable), jax.tree.map(jnp.copy, trainable))
+
+
+def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, options: ml_collections.ConfigDict) -> Loss:
+    """E || target - network(z_t, t, y_a, y_p) ||^2 over a batch (MagicAnimate, eq. 4 and 5; one frame or a clip, as the batch has it)."""
+
+    def loss(flat: Flat, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        params = {"params": unflatten(flat)}
+        apply = lambda method, *args: networks.apply(params, *args, method=method)  # noqa: E731
+        dtype = next(iter(flat.values())).dtype
+        b = len(batch["video"])
+        noise_key, reference_key, pose_key = jax.random.split(key, 3)
+
+        frames = _pixels(rearrange(batch["video"], "b f H W c -> (b f) H W c"), dtype)
+        latents = rearrange(apply("encode_image", frames), "(b f) h w c -> b f h w c", b=b)
+        reference = apply("encode_image", _pixels(batch["reference"], dtype))
+        latents, reference = jax.lax.stop_gradient((latents.astype(jnp.float32), reference))
+        corrupted = corrupt(noise_key, latents, schedule, options.noise_offset)
+
+        motion = batch["motion"]
+        if options.pose_dropout:
+            drop = jax.random.bernoulli(pose_key, options.pose_dropout, (b, 1, 1, 1, 1))
+            motion = jnp.where(drop, jnp.asarray(BACKGROUND, jnp.uint8).reshape(1, 1, 1, 1, 3), motion)
+        text = repeat(apply("encode_text", ids[None]), "1 n c -> b n c", b=b)
+        noisy, t = corrupted.noisy.astype(dtype), corrupted.times
+        bank = apply("bank", reference, t, text)
+        if options.reference_dropout:
+            keep = ~jax.random.bernoulli(reference_key, options.reference_dropout, (b,))
+            bank = jax.tree.map(lambda y: PartialReference(y, keep), bank)
+        residuals = apply("pose", noisy, t, text, motion.astype(dtype) / jnp.asarray(255, dtype))
+        error = jnp.square(apply("predict", noisy, t, text, bank, residuals) - corrupted.target).mean((1, 2, 3, 4))
+        weighted = (loss_weights(t, schedule, options.min_snr_gamma) * error).mean()
+        quarter = t // (schedule.steps // 4)
+        buckets = {f"loss_t{i}": jnp.where(quarter == i, error, 0).sum() / jnp.maximum((quarter == i).sum(), 1).astype(jnp.float32) for i in range(4)}
+        return weighted, buckets
+
+    return loss
+
+
+def autoencoder_loss(networks: Animator, options: ml_collections.ConfigDict) -> Loss:
+    """Reconstruction and a pull of the latents to unit variance, so that they need no scaling; for models trained from nothing."""
+
+    def loss(flat: Flat, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        params, dtype = {"params": unflatten(flat)}, next(iter(flat.values())).dtype
+        frames = _pixels(rearrange(batch["video"], "b f H W c -> (b f) H W c"), dtype)
+        latents = networks.apply(params, frames, method="encode_image").astype(jnp.float32)
+        noisy = latents + options.latent_noise * jax.random.normal(key, latents.shape)
+        decoded = networks.apply(params, noisy.astype(dtype), method="decode_latents").astype(jnp.float32)
+        error = jnp.square(decoded - frames.astype(jnp.float32)).mean()
+        spread = jnp.square(jnp.square(latents).mean((0, 1, 2)) - 1).mean()
+        return error + 0.01 * spread, {"mse": error, "latent_variance_error": spread}
+
+    return loss
+
+
+def _pixels(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    return x.astype(dtype) / jnp.asarray(127.5, dtype) - 1
+
+
+def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.Schedule, config: ml_collections.ConfigDict):
+    """(state, batch) -> (state, metrics). Only the trainable parameters are differentiated; frozen ones pass through untouched."""
+    dtype = jnp.dtype(config.dtype)
+
+    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+
+        def of_trainable(trainable: Flat):
+            return loss(jax.tree.map(lambda x: x.astype(dtype), trainable) | state.frozen, batch, key)
+
+        (value, extra), gradient = jax.value_and_grad(of_trainable, has_aux=True)(state.trainable)
+        with jax.numpy_dtype_promotion("standard"):  # optax leaves promotions to JAX
+            update, optimiser_state = optimiser.update(gradient, state.optimiser, state.trainable)
+            learning_rate = jnp.asarray(rate(state.step // config.accumulate))
+        trainable = optax.apply_updates(state.trainable, update)
+        done = state.step.astype(jnp.float32) + 1
+        decay = jnp.minimum(config.ema, done / (done + 10))  # follows closely at first
+        ema = jax.tree.map(lambda a, x: a + (1 - decay) * (x - a), state.ema, trainable)
+        metrics = {
+            "loss": value,
+            "gradient_norm": optax.global_norm(gradient),
+            "parameter_norm": optax.global_norm(trainable),
+            "learning_rate": learning_rate,
+            **extra,
+        }
+        return State(state.step + 1, trainable, state.frozen, optimiser_state, ema), metrics
+
+    return step

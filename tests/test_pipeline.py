@@ -1,0 +1,82 @@
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mafx.data.clips import puppet_clips
+from mafx.data.pipeline import Sampling, batches, draw_example, read_example
+from mafx.densepose import FLIPPED, read_labels
+
+SAMPLING = Sampling(frames=3, stride=4, distance=10, size=(32, 32))
+
+
+@dataclasses.dataclass(frozen=True)
+class Counter:
+    """A clip whose frames say their own number."""
+
+    frames: int = 40
+    name: str = "counter"
+
+    def read(self, indices):
+        picture = np.broadcast_to(np.asarray(indices, np.uint8)[:, None, None, None], (len(indices), 8, 8, 3))
+        return picture, picture + np.uint8(100)
+
+
+def numbers(example):
+    return int(example["reference"][0, 0, 0]), example["video"][:, 0, 0, 0].astype(int), example["motion"][:, 0, 0, 0].astype(int)
+
+
+def test_stride_distance_and_alignment(rng):
+    for _ in range(50):
+        reference, video, motion = numbers(draw_example(Counter(), dataclasses.replace(SAMPLING, size=(8, 8)), rng))
+        assert (np.diff(video) == 4).all() and video[0] >= 0 and video[-1] < 40
+        assert abs(reference - video[0]) >= 10
+        np.testing.assert_array_equal(motion, video + 100)
+
+
+@pytest.mark.parametrize(("frames", "stride"), [(9, 4), (7, 3), (3, 1), (2, 1), (1, 1)])
+def test_short_clips_take_the_largest_stride_that_fits(rng, frames, stride):
+    _, video, _ = numbers(draw_example(Counter(frames), dataclasses.replace(SAMPLING, size=(8, 8)), rng))
+    if frames >= 3:
+        assert (np.diff(video) == stride).all()
+    assert video.max() < frames and len(video) == 3
+
+
+def test_flip_mirrors_pictures_and_swaps_sides():
+    clip = puppet_clips("train", 1, (32, 32))[0]
+    plain, flipped = (read_example(clip, 0, np.array([5, 9]), SAMPLING, flip=flip) for flip in (False, True))
+    np.testing.assert_array_equal(flipped["video"], plain["video"][:, :, ::-1])
+    np.testing.assert_array_equal(flipped["reference"], plain["reference"][:, ::-1])
+    np.testing.assert_array_equal(read_labels(flipped["motion"])[0], FLIPPED[read_labels(plain["motion"])[0][:, :, ::-1]])
+
+
+def take(iterator, count=3):
+    return [next(iterator) for _ in range(count)]
+
+
+def assert_equal(a, b):
+    for x, y in zip(a, b, strict=True):
+        for name in x:
+            np.testing.assert_array_equal(x[name], y[name])
+
+
+def test_same_seed_same_batches_for_any_number_of_processes():
+    clips = puppet_clips("train", 20, (32, 32))
+    whole = take(batches(clips, SAMPLING, 4, seed=3))
+    assert whole[0]["video"].shape == (4, 3, 32, 32, 3)
+    halves = [take(batches(clips, SAMPLING, 4, seed=3, process=i, processes=2)) for i in range(2)]
+    joined = [{name: np.stack([a[name], b[name]], 1).reshape(4, *a[name].shape[1:]) for name in a} for a, b in zip(*halves, strict=True)]
+    assert_equal(joined, whole)
+    assert np.abs(take(batches(clips, SAMPLING, 4, seed=4))[0]["video"].astype(int) - whole[0]["video"]).max() > 0
+    with pytest.raises(ValueError, match="divides over 3 processes"):
+        batches(clips, SAMPLING, 4, seed=3, processes=3)
+
+
+def test_position_is_saved_and_restored():
+    clips = puppet_clips("train", 5, (32, 32))
+    first = batches(clips, SAMPLING, 2, seed=0)
+    take(first, 4)  # beyond the first round of five clips
+    state, after = first.get_state(), take(first)
+    second = batches(clips, SAMPLING, 2, seed=0)
+    second.set_state(state)
+    assert_equal(take(second), after)
