@@ -25,6 +25,8 @@ from mafx.errors import InputError
 from mafx.models.animator import FUSIONS
 from mafx.training.loop import load_workdir, trained_size
 
+DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
+
 FLAGS = flags.FLAGS
 flags.DEFINE_string("pretrained", None, "folder of published weights; without it, small random ones (the result is noise, the way to it is real)")
 flags.DEFINE_string("workdir", None, "folder of a training run, instead of --pretrained: its newest checkpoint")
@@ -46,7 +48,7 @@ flags.DEFINE_enum("sampler", "ddim", SAMPLERS, "of the diffusion")
 flags.DEFINE_float("eta", 0.0, "fresh noise of the ddim sampler, 0 to 1", lower_bound=0, upper_bound=1)
 flags.DEFINE_string("prompt", "", "text of the conditional half")
 flags.DEFINE_string("negative_prompt", "", "text of the unconditional half")
-flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "the networks compute in; bfloat16, or float32 on a CPU, where 16 bits gain no speed")
+flags.DEFINE_enum("dtype", None, sorted(DTYPES), "the networks compute in; bfloat16, or float32 on a CPU, where 16 bits gain no speed")
 flags.DEFINE_integer("window", 16, "frames that go through the networks together", lower_bound=1)
 flags.DEFINE_integer("overlap", 4, "frames that neighbouring windows share", lower_bound=0)
 flags.DEFINE_enum("plan", "closed", PLANS, "windows that wrap around the end of the video (as published), or do not")
@@ -100,7 +102,7 @@ def run() -> None:
     motion = np.stack([media.fit(frame, size, FLAGS.fit, densepose.BACKGROUND) for frame in motion])
 
     # -- The model
-    dtype = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = DTYPES[FLAGS.dtype] if FLAGS.dtype else "float32" if jax.default_backend() == "cpu" else "bfloat16"
     start = time.perf_counter()
     if FLAGS.pretrained:
         model = mafx.load_pretrained(FLAGS.pretrained, dtype)

@@ -57,7 +57,7 @@ def test_unknown_kernel():
 
 
 def test_mixed_attention_is_self_attention_over_longer_rows(rng):
-    """Equation 2: the reference's tokens are appended to keys and values, under the same projections."""
+    """The reference's tokens are appended to keys and values, under the same projections."""
     x, reference = jnp.asarray(rng.normal(size=(2, 3, 6, 8)), jnp.float32), jnp.asarray(rng.normal(size=(2, 4, 8)), jnp.float32)
     layer = Attention(heads=2)
     params = layer.init(jax.random.key(0), x)

@@ -20,7 +20,7 @@ class Corruption:
 def corrupt(key: jax.Array, latents: jax.Array, schedule: Schedule, noise_offset: float = 0.0) -> Corruption:
     """Noise `b f h w c` at one random time per example, the same for all its frames.
 
-    `noise_offset` adds noise that is constant over a frame, so that brightness is learnt too (crosslabs, 2023).
+    `noise_offset` adds noise that is constant over a frame, so that brightness is learnt too ("Diffusion with Offset Noise", CrossLabs, 2023).
     """
     time_key, noise_key, offset_key = jax.random.split(key, 3)
     times = jax.random.randint(time_key, latents.shape[:1], 0, schedule.steps)

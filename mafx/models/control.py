@@ -1,6 +1,6 @@
 """The pose ControlNet: the UNet's encoder and middle block seeing the pose, and one zero convolution for everything they leave.
 
-Source: *Adding Conditional Control to Text-to-Image Diffusion Models* (arXiv 2302.05543), with the small pose embedding of the paper's section 3.
+Source: *Adding Conditional Control to Text-to-Image Diffusion Models* (arXiv 2302.05543), with its small convolutional embedding of the condition.
 """
 
 import dataclasses

@@ -70,7 +70,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     loss = loss or diffusion_loss(networks, schedule, tokenizer(""), config.loss)
     shardings = {"in_shardings": (sharding, batch_sharding(mesh)), "out_shardings": (sharding, replicated(mesh))}
     step = jax.jit(make_step(loss, optimiser, rate, config), donate_argnums=0, **shardings)
-    stop = stop_on_signal()
+    stop = StopSignal()
     count = sum(x.size for x in state.trainable.values()), sum(x.size for x in state.frozen.values())
     log.info("%s: %s parameters are trained, %s frozen; %d clips, %d held out.", config.stage, *map("{:,}".format, count), len(clips), len(held_out))
     bar = tqdm(range(int(state.step), config.steps), initial=int(state.step), total=config.steps, desc=config.stage, unit="step")
@@ -88,13 +88,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             if not np.isfinite(values["loss"]):
                 np.savez(workdir / f"non_finite_{done}.npz", **batch)
                 raise FloatingPointError(f"the loss of step {done} is not finite; its batch is kept in {workdir}/non_finite_{done}.npz")
-        last = done == config.steps or stop.is_set
-        if last or done % config.save_every == 0:
+        stopping = stop.is_set  # read once: a signal may come at any moment
+        if stopping or done == config.steps or done % config.save_every == 0:
             checkpoints.save(state, iterator.get_state(), config)
         if config.stage != "autoencoder" and (done == config.steps or done % config.show_every == 0):
             model = Model(SIZES[config.model], unflatten(state.frozen | state.ema), tokenizer, schedule)
             write_metrics(workdir, done, show(model, held_out[: config.show_clips], sampling, workdir / f"held_out_{done:06d}.mp4"))
-        if stop.is_set:
+        if stopping:
             log.info("Stopped by a signal at step %d; the same command goes on from there.", done)
             break
     checkpoints.close()
@@ -164,7 +164,7 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float(-10 * np.log10(np.square(a - b).mean()))
 
 
-class stop_on_signal:  # noqa: N801, reads as a verb
+class StopSignal:
     """`is_set` becomes true at SIGTERM: preemption, or a polite kill. The step under way is finished and saved."""
 
     def __init__(self):

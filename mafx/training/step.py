@@ -86,7 +86,7 @@ def init_state(params: dict, rules: Sequence[tuple[str, bool]], optimiser: optax
 
 
 def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, options: ml_collections.ConfigDict) -> Loss:
-    """E || target - network(z_t, t, y_a, y_p) ||^2 over a batch (MagicAnimate, eq. 4 and 5; one frame or a clip, as the batch has it)."""
+    """E || target - network(z_t, t, y_a, y_p) ||^2 over a batch (MagicAnimate's objective; one frame or a clip, as the batch has it)."""
 
     def loss(flat: Flat, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         params = {"params": unflatten(flat)}
