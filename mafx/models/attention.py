@@ -120,7 +120,8 @@ def _cudnn(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep
 class Attention(nn.Module):
     """Multi-head attention of tokens `b f n c`: to themselves, to themselves and a reference, or to a context.
 
-    Mixed self-attention (MagicAnimate's appearance encoder): Q = W_Q z, K' = W_K [z ; y_a], V' = W_V [z ; y_a], with the same projections for both parts.
+    Mixed self-attention (MagicAnimate's appearance encoder): Q = W_Q z, K' = W_K [z ; y_a], V' = W_V [z ; y_a], with the same projections for
+    both parts.
     """
 
     heads: int
