@@ -4,7 +4,6 @@ import os
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
-import dataclasses
 from pathlib import Path
 
 import jax
@@ -71,30 +70,29 @@ def relative_error(got, expected) -> float:
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
-@dataclasses.dataclass
 class Parity:
-    """Collects errors against the published code for the table at the end of the run."""
+    """Compares with the published code and notes the errors for the table at the end of the run."""
 
-    rows: list[tuple[str, float, float]] = dataclasses.field(default_factory=list)
+    def __init__(self, notes: list[tuple[str, object]]):
+        self.notes = notes
 
     def check(self, name: str, got, expected, limit: float, absolute: bool = False) -> None:
         error = float(np.abs(np.asarray(got, np.float64) - expected).max()) if absolute else relative_error(got, expected)
-        self.rows.append((name + (" (absolute)" if absolute else ""), error, limit))
+        self.notes.append(("parity", (name + (" (absolute)" if absolute else ""), error, limit)))
         assert error <= limit, f"{name}: error {error:.2e}, limit {limit:.0e}"
 
 
-_parity = Parity()
-
-
-@pytest.fixture(scope="session")
-def parity():
-    return _parity
+@pytest.fixture
+def parity(request):
+    return Parity(request.node.user_properties)  # they reach the report from whichever process ran the test
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not _parity.rows:
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    rows = [value for report in reports if report.when == "call" for kind, value in report.user_properties if kind == "parity"]
+    if not rows:
         return
     terminalreporter.section("error against the published code, relative L2 unless said otherwise")
-    width = max(len(name) for name, _, _ in _parity.rows)
-    for name, error, limit in _parity.rows:
+    width = max(len(name) for name, _, _ in rows)
+    for name, error, limit in sorted(rows):
         terminalreporter.line(f"{name:{width}}  {error:8.1e}  limit {limit:.0e}")
