@@ -49,9 +49,13 @@ def read_parameters(workdir: Path) -> tuple[dict[str, jax.Array], ml_collections
     """The parameters of a work folder's newest checkpoint, averaged (EMA) where they were trained, as a flat dict; and its config."""
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"expected a work folder of train.py, found no checkpoints in {workdir}")
-    with ocp.CheckpointManager(workdir.absolute() / "checkpoints") as manager:
-        if manager.latest_step() is None:
+    handlers = {"state": ocp.StandardCheckpointHandler(), "position": ocp.JsonCheckpointHandler(), "config": ocp.JsonCheckpointHandler()}
+    with ocp.CheckpointManager(workdir.absolute() / "checkpoints", item_handlers=handlers) as manager:
+        step = manager.latest_step()
+        if step is None:
             raise InputError(f"there is no whole checkpoint in {workdir} yet")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(), config=ocp.args.JsonRestore())
-        restored = manager.restore(manager.latest_step(), args=args)
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # wherever it was saved from
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), manager.item_metadata(step)["state"].tree)
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), config=ocp.args.JsonRestore())
+        restored = manager.restore(step, args=args)
     return restored["state"]["frozen"] | restored["state"]["ema"], ml_collections.ConfigDict(restored["config"])

@@ -1,0 +1,61 @@
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from mafx.errors import InputError
+from mafx.training.checkpoints import Checkpoints, read_parameters
+from mafx.training.sharding import make_mesh, parameter_sharding
+from mafx.training.step import State
+
+
+def make_state(mesh, step=3):
+    kernel = {"a/kernel": jnp.arange(2**18, dtype=jnp.float32).reshape(512, 512), "a/bias": jnp.ones(3)}
+    state = State(jnp.asarray(step), kernel, {"b/kernel": jnp.full((4, 4), 0.5, jnp.bfloat16)}, (kernel,), jax.tree.map(lambda x: x + 1, kernel))
+    return jax.device_put(state, parameter_sharding(mesh, state))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    state = make_state(make_mesh({"data": 2, "fsdp": 4}))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state, {"next": 7}, ml_collections.ConfigDict({"model": "micro"}))
+    checkpoints.close()
+    return tmp_path, state
+
+
+@pytest.mark.parametrize("devices", [1, 4, 8])
+def test_restores_on_any_mesh(saved, devices):
+    workdir, state = saved
+    like = jax.tree.map(jnp.zeros_like, make_state(make_mesh({"fsdp": devices}, jax.devices()[:devices]), step=0))
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.latest == 3
+    restored, position = checkpoints.restore(like)
+    checkpoints.close()
+    assert position == {"next": 7}
+    assert restored.trainable["a/kernel"].sharding == like.trainable["a/kernel"].sharding
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), restored, state)
+
+
+def test_parameters_are_the_averaged_ones_and_the_frozen_ones(saved):
+    workdir, state = saved
+    flat, config = read_parameters(workdir)
+    assert config.model == "micro"
+    assert set(flat) == {"a/kernel", "a/bias", "b/kernel"}
+    np.testing.assert_array_equal(flat["a/kernel"], state.ema["a/kernel"])
+    assert len(flat["a/kernel"].sharding.device_set) == 1
+
+
+def test_half_written_checkpoints_are_not_picked_up(saved):
+    workdir, _ = saved
+    (workdir / "checkpoints" / "9.orbax-checkpoint-tmp-1").mkdir()
+    assert Checkpoints(workdir).latest == 3
+
+
+def test_folders_without_checkpoints(tmp_path):
+    with pytest.raises(InputError, match="found no checkpoints"):
+        read_parameters(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="no whole checkpoint"):
+        read_parameters(tmp_path)
