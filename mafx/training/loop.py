@@ -98,6 +98,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             log.info("Stopped by a signal at step %d; the same command goes on from there.", done)
             break
     checkpoints.close()
+    stop.close()
 
 
 def find_clips(config: ml_collections.ConfigDict, split: str) -> list[Clip]:
@@ -169,7 +170,11 @@ class StopSignal:
 
     def __init__(self):
         self.is_set = False
-        signal.signal(signal.SIGTERM, self._set)
+        self._before = signal.signal(signal.SIGTERM, self._set)
+
+    def close(self) -> None:
+        """Leave signals as they were."""
+        signal.signal(signal.SIGTERM, self._before)
 
     def _set(self, *_) -> None:
         self.is_set = True
