@@ -86,11 +86,12 @@ def run() -> None:
         size = parse_size(FLAGS.size)
     else:
         size = trained_size(Path(FLAGS.workdir)) if FLAGS.workdir else (512, 512) if FLAGS.pretrained else (128, 128)
-    stand_in = puppets.example(size, frames=FLAGS.frames or 16)
-    reference = media.read_image(FLAGS.reference) if FLAGS.reference else stand_in.reference
-    motion, fps = stand_in.motion, stand_in.fps
+    reference = media.read_image(FLAGS.reference) if FLAGS.reference else puppets.example(size, frames=1).reference
     if FLAGS.motion:
         motion, fps = media.read_video(FLAGS.motion, stride=FLAGS.stride, limit=FLAGS.frames)
+    else:
+        stand_in = puppets.example(size, frames=FLAGS.frames or 16)
+        motion, fps = stand_in.motion, stand_in.fps
     if FLAGS.motion_check != "off" and (complaint := densepose.check_motion(motion).complaint):
         if FLAGS.motion_check == "error":
             raise InputError(complaint)

@@ -12,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
 from mafx.model import Model
+from mafx.models.animator import SIZES
+from mafx.pretrained.configs import read_configs, write_configs
 from mafx.pretrained.formats import open_tensors, write_torch_archive
 from mafx.pretrained.layout import load_pretrained, save_pretrained
 
@@ -70,6 +72,12 @@ def test_tools_find_their_configs(saved):
     assert config["_class_name"] == "UNet2DConditionModel"
     assert config["down_block_types"] == ["CrossAttnDownBlock2D", "DownBlock2D"]
     assert config["up_block_types"] == ["UpBlock2D", "CrossAttnUpBlock2D"]
+
+
+def test_configs_of_every_size_come_back(tmp_path):
+    for name, config in SIZES.items():
+        write_configs(tmp_path / name, config, Schedule())
+        assert read_configs(tmp_path / name) == (config, Schedule())
 
 
 def test_whole_video_unet_in_the_temporal_file_wins(copy, micro, caplog):

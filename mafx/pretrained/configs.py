@@ -127,6 +127,7 @@ def _read_motion(path: Path, settings: dict, levels: int) -> MotionConfig:
     return MotionConfig(
         heads=settings.get("num_attention_heads", MotionConfig.heads),
         max_frames=settings.get("temporal_position_encoding_max_len", MotionConfig.max_frames),
+        groups=settings.get("norm_num_groups", MotionConfig.groups),
     )
 
 
@@ -164,6 +165,8 @@ def write_configs(directory: Path, config: AnimatorConfig, schedule: Schedule) -
         "temporal_position_encoding_max_len": unet.motion.max_frames,
         "temporal_attention_dim_div": 1,
     }
+    if unet.motion.groups != MotionConfig.groups:  # a setting of ours, which the published code refuses rather than misreads
+        motion["norm_num_groups"] = unet.motion.groups
     noise = {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end, "beta_schedule": schedule.kind}
     if (schedule.prediction, schedule.zero_terminal_snr) != ("epsilon", False):
         noise |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": schedule.zero_terminal_snr}
@@ -180,14 +183,14 @@ def write_configs(directory: Path, config: AnimatorConfig, schedule: Schedule) -
             "_diffusers_version": "0.21.4",
             "act_fn": "silu",
             "block_out_channels": autoencoder.widths,
-            "down_block_types": ["DownEncoderBlock2D"] * levels,
+            "down_block_types": ["DownEncoderBlock2D"] * len(autoencoder.widths),
             "in_channels": 3,
             "latent_channels": autoencoder.channels,
             "layers_per_block": autoencoder.layers,
             "norm_num_groups": autoencoder.groups,
             "out_channels": 3,
             "scaling_factor": autoencoder.scaling,
-            "up_block_types": ["UpDecoderBlock2D"] * levels,
+            "up_block_types": ["UpDecoderBlock2D"] * len(autoencoder.widths),
         },
         f"{TEXT}/config.json": {
             "architectures": ["CLIPTextModel"],

@@ -20,7 +20,7 @@ from mafx.data.pipeline import Sampling, batches, read_example
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
 from mafx.model import Model
-from mafx.models.animator import SIZES, Animator, init_parameters
+from mafx.models.animator import SIZES, Animator, init_parameters, parameter_shapes
 from mafx.models.text import Tokenizer
 from mafx.training.checkpoints import Checkpoints, read_parameters
 from mafx.training.sharding import batch_sharding, distribute_batch, make_mesh, parameter_sharding, replicated
@@ -52,7 +52,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     optimiser, rate = make_optimiser(config)
     init = functools.partial(init_state, rules=config.train_only, optimiser=optimiser, dtype=jnp.dtype(config.dtype))
     start = starting_parameters(config)
-    shapes = jax.eval_shape(init, start if start else jax.eval_shape(functools.partial(init_parameters, SIZES[config.model]), jax.random.key(0)))
+    shapes = jax.eval_shape(init, start or parameter_shapes(SIZES[config.model]))
     sharding = parameter_sharding(mesh, shapes)
     if start:
         state = jax.jit(init, out_shardings=sharding)(start)
