@@ -29,7 +29,8 @@ DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("pretrained", None, "folder of published weights; without it, small random ones (the result is noise, the way to it is real)")
-flags.DEFINE_string("workdir", None, "folder of a training run, instead of --pretrained: its newest checkpoint")
+flags.DEFINE_string("workdir", None, "folder of a training run, instead of --pretrained")
+flags.DEFINE_string("checkpoint", "latest", "of --workdir: a step, latest, or best (by the scores of held-out clips)")
 flags.DEFINE_string("reference", None, "picture of the person; without it, a puppet")
 flags.DEFINE_string("motion", None, "DensePose video, or a folder of frames; without it, a puppet's motion")
 flags.DEFINE_string("out", "animation.mp4", "what to write: .mp4, .gif, .webp, or a folder of PNGs where there is no extension")
@@ -109,7 +110,7 @@ def run() -> None:
         model = mafx.load_pretrained(FLAGS.pretrained, dtype)
         log.info("Loaded %s in %.0f s.", FLAGS.pretrained, time.perf_counter() - start)
     elif FLAGS.workdir:
-        model = load_workdir(Path(FLAGS.workdir), dtype)
+        model = load_workdir(Path(FLAGS.workdir), dtype, FLAGS.checkpoint)
     else:
         model = mafx.random_model("tiny", seed=FLAGS.seed, dtype=dtype)
         log.info("No --pretrained: a small network with random weights shows the way from pixels to pixels; its frames are noise.")

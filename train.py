@@ -1,12 +1,16 @@
 """Train one stage of a model.
 
-python train.py --config configs/puppets.py:appearance --workdir DIR [--config.lr 3e-4 ...]
+    python train.py --config configs/puppets.py:appearance --workdir DIR [--config.lr 3e-4 ...]
+
+On several machines the same line runs on each, with --distributed: SLURM, Kubernetes and TPU pods are recognised. Elsewhere say who is who:
+--distributed --coordinator HOST:PORT --processes N --process I.
 """
 
 import logging
 import sys
 from pathlib import Path
 
+import jax
 from absl import app, flags
 from ml_collections import config_flags
 
@@ -15,6 +19,10 @@ from mafx.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with an argument for its stage behind a colon", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and videos")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several processes, each with its own devices")
+COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0")
+PROCESSES = flags.DEFINE_integer("processes", None, "how many there are")
+PROCESS = flags.DEFINE_integer("process", None, "which of them this is")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -22,11 +30,15 @@ def main(_: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for noisy in ("jax", "absl", "orbax"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    config = CONFIG.value
+    jax.config.update("jax_num_cpu_devices", config.cpu_devices)
+    if DISTRIBUTED.value:
+        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
     try:
-        train(CONFIG.value, Path(WORKDIR.value))
-    except InputError as error:
+        train(config, Path(WORKDIR.value))
+    except (InputError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, InputError) else 1)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def read_image(path: str | Path) -> np.ndarray:
             return _to_rgb(image)
     except FileNotFoundError as error:
         raise InputError(f"there is no picture at {path}") from error
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: some broken PNGs
         raise InputError(f"{path} is not a picture that can be read: {error}") from error
 
 
@@ -57,7 +57,7 @@ def read_video(path: str | Path, *, stride: int = 1, limit: int | None = None) -
     elif path.suffix.lower() in {".gif", ".webp"}:
         frames, fps = _pillow_frames(path), _pillow_fps(path)
     else:
-        frames, fps = _ffmpeg_frames(path), _ffmpeg_fps(path)
+        frames, fps = ffmpeg_frames(path), _ffmpeg_fps(path)
     taken = []
     for i, frame in enumerate(frames):
         if i % stride == 0:
@@ -113,7 +113,8 @@ def _ffmpeg_fps(path: Path) -> Fraction:
         return Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
 
 
-def _ffmpeg_frames(path: Path) -> Iterator[np.ndarray]:
+def ffmpeg_frames(path: Path) -> Iterator[np.ndarray]:
+    """The frames of a video one after the other, each uint8 `H W 3`."""
     with _open_video(path) as container:
         container.streams.video[0].thread_type = "AUTO"
         for frame in container.decode(video=0):
@@ -187,8 +188,13 @@ def resize(image: np.ndarray, size: Size) -> np.ndarray:
     return image if image.shape[:2] == size else np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
-def fit(image: np.ndarray, size: Size, how: str = "crop", background: tuple[int, int, int] = (0, 0, 0)) -> np.ndarray:
-    """Bring a picture to `size`: "crop" fills it and cuts what overhangs at the sides, "pad" keeps all and fills up, "stretch" distorts."""
+def fit(
+    image: np.ndarray, size: Size, how: str = "crop", background: tuple[int, int, int] = (0, 0, 0), at: tuple[float, float] = (0.5, 0.5)
+) -> np.ndarray:
+    """Bring a picture to `size`: "crop" fills it and cuts what overhangs at the sides, "pad" keeps all and fills up, "stretch" distorts.
+
+    `at` places the crop between top and bottom, left and right: 0 to 1.
+    """
     if how not in FITS:
         raise InputError(f"fit {how!r} is unknown, expected one of {', '.join(FITS)}")
     h, w = image.shape[:2]
@@ -198,7 +204,7 @@ def fit(image: np.ndarray, size: Size, how: str = "crop", background: tuple[int,
     image = resize(image, (max(1, round(h * scale)), max(1, round(w * scale))))
     h, w = image.shape[:2]
     if how == "crop":
-        top, left = (h - size[0]) // 2, (w - size[1]) // 2
+        top, left = (int(place * (n - wanted)) for place, n, wanted in zip(at, (h, w), size, strict=True))
         return image[top : top + size[0], left : left + size[1]]
     out = np.full((*size, 3), background, np.uint8)
     top, left = (size[0] - h) // 2, (size[1] - w) // 2

@@ -13,24 +13,16 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+from micro import MICRO
+
 from mafx.model import random_model
-from mafx.models.animator import AnimatorConfig
-from mafx.models.autoencoder import AutoencoderConfig
-from mafx.models.temporal import MotionConfig
-from mafx.models.text import TextConfig
-from mafx.models.unet import UNetConfig
+from mafx.models.animator import SIZES
 from mafx.pretrained.layout import load_pretrained
+from mafx.training import loop
+from mafx.training.sharding import make_mesh
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 PUBLISHED = SHARED / "fixtures" / "tiny"
-
-# Every kind of layer once: two levels, one with attention; latents are half the image's size.
-MICRO = AnimatorConfig(
-    unet=UNetConfig(widths=(32, 32), attends=(True, False), layers=1, heads=2, groups=8, text_width=16, motion=MotionConfig(heads=2)),
-    pose_widths=(8, 8),
-    autoencoder=AutoencoderConfig(widths=(8, 8), layers=1, groups=4),
-    text=TextConfig(width=16, hidden=32, layers=1, heads=2),
-)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -56,6 +48,15 @@ def published():
 @pytest.fixture(scope="session")
 def published_model(published):
     return load_pretrained(published)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Whole runs of the training loop on one device, with the smallest model: they compile long enough."""
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    monkeypatch.setitem(SIZES, "micro", MICRO)
+    monkeypatch.setattr(loop, "make_mesh", lambda axes: mesh)
+    monkeypatch.setattr(loop, "matmul_rate", lambda dtype: 1e9)
 
 
 @pytest.fixture

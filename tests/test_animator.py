@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import MICRO
+from micro import MICRO
 
 from mafx.models.animator import SIZES, Animator, AnimatorConfig, parameter_shapes
 

@@ -1,6 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
-from conftest import MICRO
+from micro import MICRO
 
 from mafx.models.autoencoder import Autoencoder, AutoencoderConfig
 

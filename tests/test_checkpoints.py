@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mafx.errors import InputError
-from mafx.training.checkpoints import Checkpoints, read_parameters
+from mafx.training.checkpoints import SCORE, Checkpoints, read_parameters
 from mafx.training.sharding import make_mesh, parameter_sharding
 from mafx.training.step import State
 
@@ -20,7 +20,7 @@ def make_state(mesh, step=3):
 def saved(tmp_path):
     state = make_state(make_mesh({"data": 2, "fsdp": 4}))
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, {"next": 7}, ml_collections.ConfigDict({"model": "micro"}))
+    checkpoints.save(state, {"examples": 7}, ml_collections.ConfigDict({"model": "micro"}))
     checkpoints.close()
     return tmp_path, state
 
@@ -33,7 +33,7 @@ def test_restores_on_any_mesh(saved, devices):
     assert checkpoints.latest == 3
     restored, position = checkpoints.restore(like)
     checkpoints.close()
-    assert position == {"next": 7}
+    assert position == {"examples": 7}
     assert restored.trainable["a/kernel"].sharding == like.trainable["a/kernel"].sharding
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), restored, state)
 
@@ -59,3 +59,27 @@ def test_folders_without_checkpoints(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(InputError, match="no whole checkpoint"):
         read_parameters(tmp_path)
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, best=1)
+    for step, score in ((1, 10.0), (2, 30.0), (3, 20.0), (4, None), (5, None)):
+        state = make_state(make_mesh({"fsdp": 8}), step)
+        state = state._replace(ema={"a/bias": jnp.full(3, step, jnp.float32)})
+        checkpoints.save(state, {"examples": 0}, ml_collections.ConfigDict(), score and {SCORE: score})
+    checkpoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "5"]
+    for wanted, found in (("latest", 5), ("best", 2), (2, 2)):
+        assert read_parameters(tmp_path, wanted)[0]["a/bias"].tolist() == [found] * 3
+    with pytest.raises(InputError, match="one of the steps 2, 5"):
+        read_parameters(tmp_path, 3)
+
+
+def test_frozen_parameters_are_written_once(saved):
+    workdir, state = saved
+    checkpoints = Checkpoints(workdir)
+    before = [path.stat().st_mtime_ns for path in sorted((workdir / "frozen").rglob("*"))]
+    checkpoints.save(state._replace(step=jnp.asarray(4)), {"examples": 8}, ml_collections.ConfigDict())
+    checkpoints.close()
+    assert [path.stat().st_mtime_ns for path in sorted((workdir / "frozen").rglob("*"))] == before
+    assert "frozen" not in (workdir / "checkpoints" / "4" / "state" / "_METADATA").read_text()

@@ -1,7 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import MICRO
+from micro import MICRO
 
 from mafx.models.control import ControlNet
 

@@ -2,9 +2,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from absl import flags
 
 from mafx.data.clips import puppet_clips
-from mafx.data.pipeline import Sampling, batches, draw_example, read_example
+from mafx.data.pipeline import Joint, Sampling, batches, draw_example, read_example
 from mafx.densepose import FLIPPED, read_labels
 
 SAMPLING = Sampling(frames=3, stride=4, distance=10, size=(32, 32))
@@ -65,18 +66,53 @@ def test_same_seed_same_batches_for_any_number_of_processes():
     whole = take(batches(clips, SAMPLING, 4, seed=3))
     assert whole[0]["video"].shape == (4, 3, 32, 32, 3)
     halves = [take(batches(clips, SAMPLING, 4, seed=3, process=i, processes=2)) for i in range(2)]
-    joined = [{name: np.stack([a[name], b[name]], 1).reshape(4, *a[name].shape[1:]) for name in a} for a, b in zip(*halves, strict=True)]
+    joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*halves, strict=True)]
     assert_equal(joined, whole)
     assert np.abs(take(batches(clips, SAMPLING, 4, seed=4))[0]["video"].astype(int) - whole[0]["video"]).max() > 0
     with pytest.raises(ValueError, match="divides over 3 processes"):
         batches(clips, SAMPLING, 4, seed=3, processes=3)
 
 
-def test_position_is_saved_and_restored():
+def test_any_position_can_be_taken_up():
     clips = puppet_clips("train", 5, (32, 32))
-    first = batches(clips, SAMPLING, 2, seed=0)
-    take(first, 4)  # beyond the first round of five clips
-    state, after = first.get_state(), take(first)
-    second = batches(clips, SAMPLING, 2, seed=0)
-    second.set_state(state)
-    assert_equal(take(second), after)
+    whole = take(batches(clips, SAMPLING, 2, seed=0), 6)  # beyond the first round of five clips
+    assert_equal(take(batches(clips, SAMPLING, 2, seed=0, start=6)), whole[3:])
+
+
+def test_workers_do_not_change_the_batches():
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers are started with this process' flags
+    clips = puppet_clips("train", 6, (32, 32))
+    iterator = batches(clips, SAMPLING, 2, seed=0, workers=2)
+    assert_equal(take(iterator, 4), take(batches(clips, SAMPLING, 2, seed=0), 4))
+    iterator.close()
+
+
+def test_joint_training_mixes_kinds_of_batches():
+    images = [Counter(1, f"image{i}") for i in range(5)]
+    sampling = dataclasses.replace(SAMPLING, size=(8, 8), distance=0)
+    joint = Joint(images=0.3, frames=0.3)
+    found = take(batches([Counter()], sampling, 2, seed=0, images=images, joint=joint), 200)
+    kinds = [("image" if key.startswith("image") else "clip", x["video"].shape[1]) for x in found for key in x["key"]]
+    assert {("image", 1), ("clip", 1), ("clip", 3)} == set(kinds)
+    for kind, share in ((("image", 1), 0.3), (("clip", 1), 0.3), (("clip", 3), 0.4)):
+        assert kinds.count(kind) / len(kinds) == pytest.approx(share, abs=0.1)
+    for x in found:
+        if x["key"][0].startswith("image"):
+            np.testing.assert_array_equal(x["reference"], x["video"][:, 0], "an image is its own reference")
+
+
+def test_crops_are_shared_by_an_example(rng):
+    class Gradient(Counter):
+        def read(self, indices):
+            picture = np.broadcast_to(np.arange(40, dtype=np.uint8)[None, None, :, None], (len(indices), 8, 40, 3))
+            return picture, picture
+
+    sampling = dataclasses.replace(SAMPLING, size=(8, 8), crop="random")
+    lefts = set()
+    for _ in range(20):
+        example = draw_example(Gradient(), sampling, rng)
+        corners = {int(x) for x in (example["reference"][0, 0, 0], *example["video"][:, 0, 0, 0], *example["motion"][:, 0, 0, 0])}
+        assert len(corners) == 1
+        lefts |= corners
+    assert len(lefts) > 5

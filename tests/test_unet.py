@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import MICRO
+from micro import MICRO
 
 from mafx.models.unet import Encoded, Residuals, UNet
 

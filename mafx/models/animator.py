@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mafx.models.autoencoder import Autoencoder, AutoencoderConfig
+from mafx.models.autoencoder import Autoencoder, AutoencoderConfig, Patches, PatchesConfig
 from mafx.models.control import ControlNet
 from mafx.models.temporal import MotionConfig
 from mafx.models.text import TextConfig, TextTower
@@ -29,7 +29,7 @@ class AnimatorConfig:
 
     unet: UNetConfig = UNetConfig(motion=MotionConfig())
     pose_widths: tuple[int, ...] = (16, 32, 96, 256)
-    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    autoencoder: AutoencoderConfig | PatchesConfig = AutoencoderConfig()
     text: TextConfig = TextConfig()
     fusion: str = "midup"
 
@@ -46,13 +46,13 @@ SIZES = {
         autoencoder=AutoencoderConfig(widths=(8, 16, 16, 16), groups=8),
         text=TextConfig(width=32, hidden=64, layers=2, heads=4),
     ),
-    # Learnt from nothing on 64x64 pictures: latents of 16x16, no words.
+    # Learnt from nothing on 32x32 pictures: patches of two pixels instead of an autoencoder, no words.
     "puppets": AnimatorConfig(
         unet=UNetConfig(
-            widths=(64, 128), attends=(True, True), layers=1, heads=4, groups=16, channels=8, text_width=16, motion=MotionConfig(heads=4, groups=16)
+            widths=(48, 96), attends=(True, True), layers=1, heads=4, groups=8, channels=12, text_width=16, motion=MotionConfig(heads=4, groups=8)
         ),
-        pose_widths=(16, 32, 64),
-        autoencoder=AutoencoderConfig(widths=(16, 32, 64), layers=1, groups=8, channels=8, scaling=1.0),
+        pose_widths=(16, 32),
+        autoencoder=PatchesConfig(),
         text=TextConfig(width=16, hidden=32, layers=1, heads=2, positions=2, vocabulary=2),
     ),
 }
@@ -71,7 +71,7 @@ class Animator(nn.Module):
         self.unet = UNet(c.unet)
         self.appearance = UNet(dataclasses.replace(c.unet, motion=None, features_only=True))
         self.control = ControlNet(c.unet, c.pose_widths)
-        self.autoencoder = Autoencoder(c.autoencoder)
+        self.autoencoder = (Patches if isinstance(c.autoencoder, PatchesConfig) else Autoencoder)(c.autoencoder)
         self.text = TextTower(c.text)
 
     def encode_text(self, ids: jax.Array) -> jax.Array:

@@ -25,6 +25,7 @@ class PartialReference(NamedTuple):
 
 
 KERNELS = ("auto", "plain", "blockwise", "cudnn")
+# Both for one example: how many of them a device has cannot be seen here, for under jit the batch is that of all devices.
 PLAIN_SCORE_BYTES = 256 << 20  # above this, "auto" stops materialising the score matrix
 BLOCK_SCORE_BYTES = 32 << 20  # what one block of queries may take in the blockwise kernel
 
@@ -54,7 +55,7 @@ def _choose_kernel(q: jax.Array, own: KeysValues | None, shared: KeysValues | No
     if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[2] > 128:
         return "cudnn"
     tokens = sum(kv[0].shape[-3] for kv in (own, shared) if kv is not None)
-    return "plain" if 4 * math.prod(q.shape[:-1]) * tokens <= PLAIN_SCORE_BYTES else "blockwise"
+    return "plain" if 4 * math.prod(q.shape[1:-1]) * tokens <= PLAIN_SCORE_BYTES else "blockwise"
 
 
 def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None = None) -> jax.Array:
@@ -81,10 +82,10 @@ def _keep_per_key(keep: jax.Array | None, own: KeysValues | None, shared: KeysVa
 
 def _blockwise(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
     """Frame after frame and block after block of queries; the backward pass computes the scores again."""
-    b, _, n, a, _ = q.shape
+    _, _, n, a, _ = q.shape
     tokens = sum(kv[0].shape[-3] for kv in (own, shared) if kv is not None)
     keep = _keep_per_key(keep, own, shared)
-    blocks = min(n, math.ceil(4 * b * a * n * tokens / BLOCK_SCORE_BYTES))
+    blocks = min(n, math.ceil(4 * a * n * tokens / BLOCK_SCORE_BYTES))
     size = math.ceil(n / blocks)
 
     def frame(qkv):  # q: b n a d, own: both b k a d

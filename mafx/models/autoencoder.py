@@ -1,4 +1,4 @@
-"""The first stage: Stable Diffusion's KL autoencoder between images and latents one eighth their size.
+"""Between images and latents: Stable Diffusion's KL autoencoder, one eighth their size, or patches of pixels, which need no training.
 
 Source: *High-Resolution Image Synthesis with Latent Diffusion Models* (arXiv 2112.10752); names as in the published sd-vae-ft-mse.
 """
@@ -32,6 +32,18 @@ class AutoencoderConfig:
     def factor(self) -> int:
         """Pixels per latent position, along rows and columns."""
         return 2 ** (len(self.widths) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchesConfig:
+    """Latents that are patches of `factor` by `factor` pixels: nothing is lost and nothing saved. For small models learnt from nothing."""
+
+    factor: int = 2
+    scaling: float = 2.0  # to a standard deviation of about 1
+
+    @property
+    def channels(self) -> int:
+        return 3 * self.factor**2
 
 
 class _SelfAttention(nn.Module):
@@ -123,3 +135,15 @@ class Autoencoder(nn.Module):
     def decode(self, latents: jax.Array) -> jax.Array:
         """Images `b H W 3`, about [-1, 1] but not clipped."""
         return self.decoder(self.post_quant_conv(latents))
+
+
+class Patches(nn.Module):
+    """The interface of Autoencoder, without parameters."""
+
+    config: PatchesConfig
+
+    def encode(self, x: jax.Array) -> tuple[jax.Array, None]:
+        return rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=self.config.factor, q=self.config.factor), None
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        return rearrange(z, "b h w (p q c) -> b (h p) (w q) c", p=self.config.factor, q=self.config.factor)

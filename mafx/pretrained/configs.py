@@ -7,7 +7,7 @@ from pathlib import Path
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
 from mafx.models.animator import AnimatorConfig
-from mafx.models.autoencoder import AutoencoderConfig
+from mafx.models.autoencoder import AutoencoderConfig, PatchesConfig
 from mafx.models.temporal import MotionConfig
 from mafx.models.text import ACTIVATIONS, TextConfig, Tokenizer
 from mafx.models.unet import UNetConfig
@@ -19,6 +19,7 @@ APPEARANCE = "MagicAnimate/appearance_encoder"
 CONTROL = "MagicAnimate/densepose_controlnet"
 REQUIRED = (UNET, TEXT, AUTOENCODER, APPEARANCE, CONTROL)
 INFERENCE = "inference_config.json"
+PATCHES = "Patches"  # ours, no network of the published tools
 
 
 def _read_json(path: Path) -> dict:
@@ -85,13 +86,7 @@ def read_configs(directory: Path) -> tuple[AnimatorConfig, Schedule]:
         config = AnimatorConfig(
             unet=dataclasses.replace(unet, motion=_read_motion(directory / INFERENCE, inference.get("unet_additional_kwargs", {}), len(unet.widths))),
             pose_widths=tuple(control.get("conditioning_embedding_out_channels", AnimatorConfig.pose_widths)),
-            autoencoder=AutoencoderConfig(
-                widths=tuple(autoencoder["block_out_channels"]),
-                layers=autoencoder.get("layers_per_block", 2),
-                groups=autoencoder.get("norm_num_groups", 32),
-                channels=autoencoder.get("latent_channels", 4),
-                scaling=autoencoder.get("scaling_factor", AutoencoderConfig.scaling),
-            ),
+            autoencoder=_autoencoder(autoencoder),
             text=TextConfig(
                 width=text["hidden_size"],
                 hidden=text["intermediate_size"],
@@ -116,6 +111,37 @@ def read_configs(directory: Path) -> tuple[AnimatorConfig, Schedule]:
         zero_terminal_snr=noise.get("rescale_betas_zero_snr", False),
     )
     return config, schedule
+
+
+def _autoencoder(settings: dict) -> AutoencoderConfig | PatchesConfig:
+    if settings.get("_class_name") == PATCHES:
+        return PatchesConfig(settings["patch_size"], settings["scaling_factor"])
+    return AutoencoderConfig(
+        widths=tuple(settings["block_out_channels"]),
+        layers=settings.get("layers_per_block", 2),
+        groups=settings.get("norm_num_groups", 32),
+        channels=settings.get("latent_channels", 4),
+        scaling=settings.get("scaling_factor", AutoencoderConfig.scaling),
+    )
+
+
+def _autoencoder_json(autoencoder: AutoencoderConfig | PatchesConfig) -> dict:
+    if isinstance(autoencoder, PatchesConfig):
+        return {"_class_name": PATCHES, "patch_size": autoencoder.factor, "scaling_factor": autoencoder.scaling}
+    return {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": "0.21.4",
+        "act_fn": "silu",
+        "block_out_channels": autoencoder.widths,
+        "down_block_types": ["DownEncoderBlock2D"] * len(autoencoder.widths),
+        "in_channels": 3,
+        "latent_channels": autoencoder.channels,
+        "layers_per_block": autoencoder.layers,
+        "norm_num_groups": autoencoder.groups,
+        "out_channels": 3,
+        "scaling_factor": autoencoder.scaling,
+        "up_block_types": ["UpDecoderBlock2D"] * len(autoencoder.widths),
+    }
 
 
 def _read_motion(path: Path, settings: dict, levels: int) -> MotionConfig:
@@ -178,20 +204,7 @@ def write_configs(directory: Path, config: AnimatorConfig, schedule: Schedule) -
         f"{CONTROL}/config.json": {"_class_name": "ControlNetModel"}
         | common
         | {"conditioning_embedding_out_channels": config.pose_widths, "controlnet_conditioning_channel_order": "rgb"},
-        f"{AUTOENCODER}/config.json": {
-            "_class_name": "AutoencoderKL",
-            "_diffusers_version": "0.21.4",
-            "act_fn": "silu",
-            "block_out_channels": autoencoder.widths,
-            "down_block_types": ["DownEncoderBlock2D"] * len(autoencoder.widths),
-            "in_channels": 3,
-            "latent_channels": autoencoder.channels,
-            "layers_per_block": autoencoder.layers,
-            "norm_num_groups": autoencoder.groups,
-            "out_channels": 3,
-            "scaling_factor": autoencoder.scaling,
-            "up_block_types": ["UpDecoderBlock2D"] * len(autoencoder.widths),
-        },
+        f"{AUTOENCODER}/config.json": _autoencoder_json(autoencoder),
         f"{TEXT}/config.json": {
             "architectures": ["CLIPTextModel"],
             "bos_token_id": 0,

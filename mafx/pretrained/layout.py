@@ -9,6 +9,7 @@ DIR/inference_config.json      optional: the temporal transformers' sizes and th
 import dataclasses
 import json
 import logging
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import flax
@@ -67,29 +68,54 @@ def load_pretrained(directory: str | Path, dtype: jnp.dtype | str = jnp.float32)
     Raises: InputError, with all that is missing, unexpected, of another shape or not finite.
     """
     directory = Path(directory)
-    files = _open_files(directory)
+    files = _open_files(directory, PARTS, configs.REQUIRED)
     config, schedule = configs.read_configs(directory)
-    flat, problems = {}, []
-    shapes = flax.traverse_util.flatten_dict(parameter_shapes(config))
-    plan = _match(files, shapes, problems)
+    flat = {path: jnp.asarray(x, dtype) for path, x in _read(directory, files, config)}
+    return Model(config, flax.traverse_util.unflatten_dict(flat), _read_tokenizer(directory, config), schedule)
+
+
+def load_stable_diffusion(directory: str | Path, config: AnimatorConfig) -> tuple[dict[tuple[str, ...], np.ndarray], Tokenizer]:
+    """What training starts from: the leaves of the parameter tree that a folder in the published layout gives, in main memory, and the tokenizer.
+
+    Stable Diffusion's three networks must be there. MagicAnimate's files are used where they are; without them the appearance encoder and the
+    ControlNet begin as copies of the UNet (*MagicAnimate*, section 3; *ControlNet*, section 3), and what has no twin there (temporal attention, the
+    pose's embedding, zero convolutions) is not among the leaves.
+
+    Raises: InputError, with all that is missing, unexpected, of another shape than `config` has, or not finite.
+    """
+    directory = Path(directory)
+    files = _open_files(directory, [part for part in PARTS if not part.folder.startswith("MagicAnimate/")], ())
+    files |= {part: open_tensors(path) for part in PARTS if part not in files and (path := part.find(directory))}
+    flat = dict(_read(directory, files, config))
+    for path in flax.traverse_util.flatten_dict(parameter_shapes(config)):
+        if path[0] in ("appearance", "control") and path not in flat:
+            twins = ("unet", *path[1:]), ("unet", "decoder", *path[1:])  # the ControlNet has the middle block beside its encoder
+            if twin := next((twin for twin in twins if twin in flat), None):
+                flat[path] = flat[twin]
+    return flat, _read_tokenizer(directory, config)
+
+
+def _read(directory: Path, files: dict[Part, TensorFile], config: AnimatorConfig) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+    """Every leaf that the files hold, in their dtype."""
+    problems = []
+    plan = _match(files, flax.traverse_util.flatten_dict(parameter_shapes(config)), problems)
     if problems:
         raise InputError("\n  ".join([f"the weights under {directory} do not fit together:", *problems]))
     for file, name, path in plan:
         x = file.read(name)
         if not np.isfinite(x.astype(np.float32, copy=False)).all():
             problems.append(f"{file.path.relative_to(directory)}: {name} holds NaN or infinity")
-        flat[path] = jnp.asarray(from_published(path, x), dtype)
+        yield path, from_published(path, x)
     if problems:
         raise InputError("\n  ".join([f"the weights under {directory} are damaged:", *problems]))
-    return Model(config, flax.traverse_util.unflatten_dict(flat), _read_tokenizer(directory, config), schedule)
 
 
-def _open_files(directory: Path) -> dict[Part, TensorFile]:
+def _open_files(directory: Path, parts: Sequence[Part], settings: Sequence[str]) -> dict[Part, TensorFile]:
     if not directory.is_dir():
         raise InputError(f"expected a folder of weights, found nothing at {directory}")
-    found = {part: part.find(directory) for part in PARTS}
+    found = {part: part.find(directory) for part in parts}
     missing = [f"{part.folder}/{part.stem}.safetensors (or .bin, .ckpt)" for part, path in found.items() if path is None]
-    missing += [f"{name}/config.json" for name in configs.REQUIRED if not (directory / name / "config.json").is_file()]
+    missing += [f"{name}/config.json" for name in settings if not (directory / name / "config.json").is_file()]
     if missing:
         raise InputError("\n  ".join([f"{directory} is not the layout of published weights; missing:", *missing]))
     return {part: open_tensors(path) for part, path in found.items()}

@@ -95,10 +95,12 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
         b = len(batch["video"])
         noise_key, reference_key, pose_key = jax.random.split(key, 3)
 
-        frames = _pixels(rearrange(batch["video"], "b f H W c -> (b f) H W c"), dtype)
-        latents = rearrange(apply("encode_image", frames), "(b f) h w c -> b f h w c", b=b)
-        reference = apply("encode_image", _pixels(batch["reference"], dtype))
-        latents, reference = jax.lax.stop_gradient((latents.astype(jnp.float32), reference))
+        latents, reference = batch["video"], batch["reference"]
+        if latents.dtype == jnp.uint8:  # pixels, else latents from a cache
+            latents = apply("encode_image", _pixels(rearrange(latents, "b f H W c -> (b f) H W c"), dtype))
+            latents = rearrange(latents, "(b f) h w c -> b f h w c", b=b)
+            reference = apply("encode_image", _pixels(reference, dtype))
+        latents, reference = jax.lax.stop_gradient((latents.astype(jnp.float32), reference.astype(dtype)))
         corrupted = corrupt(noise_key, latents, schedule, options.noise_offset)
 
         motion = batch["motion"]
@@ -121,28 +123,15 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
     return loss
 
 
-def autoencoder_loss(networks: Animator, options: ml_collections.ConfigDict) -> Loss:
-    """Reconstruction and a pull of the latents to unit variance, so that they need no scaling; for models trained from nothing."""
-
-    def loss(flat: Flat, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        params, dtype = {"params": unflatten(flat)}, next(iter(flat.values())).dtype
-        frames = _pixels(rearrange(batch["video"], "b f H W c -> (b f) H W c"), dtype)
-        latents = networks.apply(params, frames, method="encode_image").astype(jnp.float32)
-        noisy = latents + options.latent_noise * jax.random.normal(key, latents.shape)
-        decoded = networks.apply(params, noisy.astype(dtype), method="decode_latents").astype(jnp.float32)
-        error = jnp.square(decoded - frames.astype(jnp.float32)).mean()
-        spread = jnp.square(jnp.square(latents).mean((0, 1, 2)) - 1).mean()
-        return error + 0.01 * spread, {"mse": error, "latent_variance_error": spread}
-
-    return loss
-
-
 def _pixels(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return x.astype(dtype) / jnp.asarray(127.5, dtype) - 1
 
 
 def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.Schedule, config: ml_collections.ConfigDict):
-    """(state, batch) -> (state, metrics). Only the trainable parameters are differentiated; frozen ones pass through untouched."""
+    """(state, batch) -> (state, metrics). Only the trainable parameters are differentiated; frozen ones pass through untouched.
+
+    Where the loss or the gradient is not finite the state stays as it was, so that it can be looked into.
+    """
     dtype = jnp.dtype(config.dtype)
 
     def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
@@ -166,6 +155,10 @@ def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.S
             "learning_rate": learning_rate,
             **extra,
         }
-        return State(state.step + 1, trainable, state.frozen, optimiser_state, ema), metrics
+        after = (state.step + 1, trainable, optimiser_state, ema)
+        before = (state.step, state.trainable, state.optimiser, state.ema)
+        finite = jnp.isfinite(value) & jnp.isfinite(metrics["gradient_norm"])
+        count, trainable, optimiser_state, ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+        return State(count, trainable, state.frozen, optimiser_state, ema), metrics
 
     return step

@@ -1,0 +1,128 @@
+"""What a training step needs at full size, per device: memory and communication, read from the compiled program. No accelerator is needed.
+
+    pip install libtpu
+    python benchmarks/training_memory.py --topology v5p:2x2x2 v5p:4x4x4
+
+The step is compiled ahead of time for TPUs of a topology, and the compiler writes down what it would allocate. Machine code is not waited for: it
+takes most of the time and memory of a compilation, and its own size, which comes on top, some tenths of a GiB. A row takes 2 to 5 minutes of one core
+and 5 to 10 GB. Two switches differ from what the compiler does by itself: nothing is moved to the cores' own memory, so that all arrays are counted,
+and matrix products are not cut into rings of smaller ones, so that what is gathered appears as gathered.
+"""
+
+import argparse
+import collections
+import dataclasses
+import functools
+import math
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# TPUs are only compiled for: there is nothing to ask about or to lock
+os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import topologies
+
+from mafx.diffusion.schedule import Schedule
+from mafx.models.animator import SIZES, Animator, parameter_shapes
+from mafx.training.config import STAGES, default_config
+from mafx.training.sharding import batch_sharding, make_mesh, parameter_sharding, replicated
+from mafx.training.step import diffusion_loss, init_state, make_optimiser, make_step
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+SWITCHES = {
+    "xla_vf_vmem_memory_space_assignment": "false",
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+    "xla_dump_hlo_as_text": True,
+}
+
+
+def compile_step(stage: str, topology: str, fsdp: int, args: argparse.Namespace, folder: str) -> None:
+    """Compile one training step as the training loop puts it together, on shapes alone; the compiler's reports go to `folder`."""
+    config, size = default_config(stage), SIZES[args.model]
+    networks = Animator(dataclasses.replace(size, unet=dataclasses.replace(size.unet, remat=True, attention_kernel=args.kernel)))
+    optimiser, rate = make_optimiser(config)
+    mesh = make_mesh({"data": -1, "fsdp": fsdp}, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    init = functools.partial(init_state, rules=config.train_only, optimiser=optimiser, dtype=jnp.dtype(config.dtype))
+    state = jax.eval_shape(init, parameter_shapes(size))
+    sharding = parameter_sharding(mesh, state)
+    loss = diffusion_loss(networks, Schedule(**config.schedule), np.zeros(size.text.positions, np.int32), config.loss)
+    b, f, (h, w) = args.batch * mesh.size, config.data.frames, args.size
+    shapes = {"video": (b, f, h, w, 3), "motion": (b, f, h, w, 3), "reference": (b, h, w, 3)}
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.uint8) for name, shape in shapes.items()}
+    shardings = {"in_shardings": (sharding, batch_sharding(mesh)), "out_shardings": (sharding, replicated(mesh))}
+    step = jax.jit(make_step(loss, optimiser, rate, config), donate_argnums=0, **shardings)
+    step.lower(state, batch).compile(compiler_options=SWITCHES | {"xla_dump_to": folder})
+
+
+def measure(folder: Path, *args) -> dict[str, float]:
+    """GiB by name, from the reports of a compilation that is stopped as soon as they are written."""
+    process = multiprocessing.get_context("spawn").Process(target=compile_step, args=(*args, str(folder)))
+    process.start()
+    while process.is_alive() and not list(folder.glob("*assignment-values.txt")):  # the report after those read here
+        time.sleep(1)
+    process.kill()
+    process.join()
+    reports = {kind: list(folder.glob(f"*after_optimizations{kind}.txt")) for kind in ("-buffer-assignment", "")}
+    if not all(reports.values()):
+        raise SystemExit("the compiler gave up, see above; out of memory there means that the step does not fit")
+    values = memory(reports["-buffer-assignment"][0].read_text()) | collectives(reports[""][0].read_text())
+    return {name: x / 2**30 for name, x in values.items()}
+
+
+def memory(report: str) -> dict[str, int]:
+    sizes = collections.Counter()
+    for size, what in re.findall(r"^allocation \d+: size (\d+), (.*)", report, re.M):
+        if "color" in what or what.startswith("thread-local"):  # not in the device's main memory
+            continue
+        kind = "arguments" if what.startswith("parameter") else "temporaries" if what.startswith("preallocated-temp") else "rest"
+        sizes[kind] += int(size)
+        sizes["of them donated"] += int(size) * (kind == "arguments" and "maybe-live-out" in what)
+    return {name: sizes[name] for name in ("arguments", "of them donated", "temporaries")} | {
+        "total": sum(sizes[kind] for kind in ("arguments", "temporaries", "rest"))
+    }
+
+
+def collectives(hlo: str) -> dict[str, int]:
+    """Bytes of the whole arrays that one device takes part in reducing, gathering, ..."""
+    sizes, computation = dict.fromkeys(COLLECTIVES, 0), ""
+    loops = set(re.findall(r" while\(.*body=%([\w.-]+)", hlo))
+    for line in hlo.splitlines():
+        if head := re.match(r"(?:ENTRY )?%([\w.-]+) \(.*\{$", line):
+            computation = head[1]
+        if found := re.search(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(", line):
+            assert computation not in loops, f"{computation}: its trips are not counted"
+            kind = "reduce-scatter" if computation.startswith("all-reduce-scatter") else found[2]  # how TPUs write it
+            sizes[kind] += sum(BYTES[dtype] * math.prod(map(int, re.findall(r"\d+", n))) for dtype, n in re.findall(r"(\w+)\[([\d,]*)\]", found[1]))
+    return sizes
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--topology", nargs="+", default=["v5p:2x2x2", "v5p:4x4x4"], help="generation and shape, as libtpu names them")
+    parser.add_argument("--stage", nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--fsdp", nargs="+", type=int, default=[1, 8], help="devices that share the parameters; 1 is plain data parallelism")
+    parser.add_argument("--model", default="sd15", choices=SIZES)
+    parser.add_argument("--size", nargs=2, type=int, default=(512, 512), metavar=("H", "W"))
+    parser.add_argument("--batch", type=int, default=1, help="examples per device")
+    parser.add_argument("--kernel", default="auto", help="attention kernel")
+    args = parser.parse_args()
+    names = ("arguments", "of them donated", "temporaries", "total", *COLLECTIVES)
+    print(f"| topology | stage | fsdp | {' | '.join(names)} | minutes |\n|---|---|--:|{'--:|' * len(names)}--:|\n", end="", flush=True)
+    for topology in args.topology:
+        for stage in args.stage:
+            for fsdp in args.fsdp:
+                began = time.monotonic()
+                with tempfile.TemporaryDirectory() as folder:
+                    values = measure(Path(folder), stage, topology, fsdp, args)
+                row = " | ".join(f"{values[name]:.2f}" for name in names)
+                print(f"| {topology} | {stage} | {fsdp} | {row} | {(time.monotonic() - began) / 60:.1f} |", flush=True)

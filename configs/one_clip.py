@@ -1,0 +1,19 @@
+"""One clip, a folder with images/ and densepose/: its beginning is trained on, the rest held out. Starts from a model trained on puppets.
+
+    python train.py --config configs/one_clip.py:appearance --workdir RUNS/clip --config.data.path CLIP --config.data.train_frames 120 \
+        --config.init_from RUNS/temporal
+    python benchmarks/one_clip.py --workdir RUNS/clip
+"""
+
+import ml_collections
+
+from configs import puppets
+
+
+def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
+    config = puppets.get_config(stage)
+    config.data.name = "folder"
+    config.data.crop = "random"
+    config.steps = 350 if stage == "appearance" else 100
+    config.lr, config.save_every, config.show_every, config.show_clips, config.show_frames = 7e-4, 200, 200, 1, 32
+    return config

@@ -1,0 +1,49 @@
+"""How much arithmetic a program does, and how fast a device does arithmetic."""
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+
+def count_flops(jaxpr: Jaxpr) -> int:
+    """Floating-point operations of the matrix products and convolutions of a program; a multiplication with its addition counts two.
+
+    Loops count as often as they run, and what rematerialisation computes twice counts twice.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        params = equation.params
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
+            out = equation.outvars[0].aval.shape
+            taps = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
+            # zeros that a dilated input (the gradient of a strided convolution) is filled with are no work
+            total += 2 * math.prod(out) * taps // math.prod(params["lhs_dilation"])
+        else:
+            inner = [x for value in params.values() for x in (value if isinstance(value, tuple | list) else [value])]
+            bodies = [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in inner if isinstance(x, ClosedJaxpr | Jaxpr)]
+            counts = [count_flops(body) for body in bodies]
+            if equation.primitive.name == "cond":
+                counts = [max(counts)]
+            total += params.get("length", 1) * sum(counts) if equation.primitive.name == "scan" else sum(counts)
+    return total
+
+
+def matmul_rate(dtype: jnp.dtype, size: int = 4096) -> float:
+    """Floating-point operations per second of a square matrix product on the first device: the best of a few."""
+    size = size if jax.default_backend() != "cpu" else 1024
+    a = jax.device_put(jnp.ones((size, size), dtype), jax.local_devices()[0])
+    product = jax.jit(lambda a: a @ a)
+    seconds = []
+    for _ in range(6):
+        began = time.perf_counter()
+        jax.block_until_ready(product(a))
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds)

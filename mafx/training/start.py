@@ -1,0 +1,86 @@
+"""What a run starts from, each part created where it will live: no device ever holds the whole."""
+
+import functools
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from mafx.errors import InputError
+from mafx.models.animator import AnimatorConfig, init_parameters, parameter_shapes
+from mafx.models.text import Tokenizer
+from mafx.pretrained.layout import load_stable_diffusion
+from mafx.training.checkpoints import Checkpoints, read_parameters
+from mafx.training.sharding import distribute_parameters, parameter_sharding
+from mafx.training.step import Flat, State, flatten, init_state, unflatten
+
+log = logging.getLogger("mafx")
+VOCABULARY = ("vocab.json", "merges.txt")
+
+
+def start(
+    config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, optimiser: optax.GradientTransformation, workdir: Path, saved: Checkpoints
+) -> tuple[State, int]:
+    """The state, and how many examples it has seen.
+
+    In this order: the newest checkpoint of the work folder; the parameters of `config.init_from`, which is another work folder, or a folder with
+    Stable Diffusion 1.5, and random values for what that has not; random values.
+    """
+    begin = functools.partial(init_state, rules=config.train_only, optimiser=optimiser, dtype=jnp.dtype(config.dtype))
+    shapes = jax.eval_shape(begin, parameter_shapes(sizes))
+    sharding = parameter_sharding(mesh, shapes)
+    if saved.latest is not None:
+        abstract = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, sharding)
+        state, position = saved.restore(abstract)
+        log.info("Going on from step %d of %s.", state.step, workdir)
+        return state, position["examples"]
+    params = _given(config, sizes, mesh, workdir)
+    missing = {name: x for name, x in flatten(parameter_shapes(sizes)).items() if name not in params}
+    if missing:
+        log.info("%d of %d tensors start at random.", len(missing), len(missing) + len(params))
+        draw = jax.jit(
+            lambda key: {name: x for name, x in flatten(init_parameters(sizes, key)).items() if name in missing},
+            out_shardings=parameter_sharding(mesh, missing),
+        )
+        params |= draw(jax.random.key(config.seed))
+    return jax.jit(lambda flat: begin(unflatten(flat)), out_shardings=sharding)(params), 0
+
+
+def _given(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, workdir: Path) -> Flat:
+    folder = Path(config.init_from)
+    if not config.init_from:
+        return {}
+    if (folder / "checkpoints").is_dir():
+        params, _ = read_parameters(folder, sharding=functools.partial(parameter_sharding, mesh))
+        _check_shapes(params, flatten(parameter_shapes(sizes)), folder)
+        for path in (folder / name for name in VOCABULARY):
+            if path.is_file():
+                shutil.copy(path, workdir)
+        return params
+    leaves, tokenizer = load_stable_diffusion(folder, sizes)
+    if tokenizer.vocabulary is not None:
+        for name, text in zip(VOCABULARY, (tokenizer.vocabulary, tokenizer.merges), strict=True):
+            (workdir / name).write_text(text, "utf-8")
+    flat = {"/".join(path): x for path, x in leaves.items()}
+    return distribute_parameters(parameter_sharding(mesh, flat), flat)
+
+
+def _check_shapes(found: Flat, expected: dict[str, jax.ShapeDtypeStruct], folder: Path) -> None:
+    odd = [name for name in sorted(found.keys() | expected.keys()) if np.shape(found.get(name)) != np.shape(expected.get(name))]
+    if odd:
+        name = odd[0]
+        shapes = (str(np.shape(tree[name])) if name in tree else "nothing" for tree in (expected, found))
+        raise InputError("{} is of another size than config.model: for {} expected {}, found {}".format(folder, name, *shapes))
+
+
+def make_tokenizer(sizes: AnimatorConfig, workdir: Path) -> Tokenizer:
+    """The vocabulary that the first stage was started with, if it had one."""
+    if (workdir / VOCABULARY[0]).is_file():
+        return Tokenizer.from_directory(workdir, sizes.text.positions)
+    return Tokenizer.without_vocabulary(sizes.text.vocabulary, sizes.text.positions)

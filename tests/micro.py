@@ -1,0 +1,75 @@
+"""The smallest model that has every kind of layer, the config that trains it, and a command that does so in a process of its own:
+
+python tests/micro.py WORKDIR '{"config": {"steps": 3}, "devices": 2, "distributed": ["localhost:1234", 2, 0], "signal": [9, 8]}'
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import jax
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from configs import puppets
+from mafx.models import animator
+from mafx.models.animator import AnimatorConfig
+from mafx.models.autoencoder import AutoencoderConfig
+from mafx.models.temporal import MotionConfig
+from mafx.models.text import TextConfig
+from mafx.models.unet import UNetConfig
+
+# Two levels, one with attention; latents are half the image's size.
+MICRO = AnimatorConfig(
+    unet=UNetConfig(widths=(32, 32), attends=(True, False), layers=1, heads=2, groups=8, text_width=16, motion=MotionConfig(heads=2)),
+    pose_widths=(8, 8),
+    autoencoder=AutoencoderConfig(widths=(8, 8), layers=1, groups=4),
+    text=TextConfig(width=16, hidden=32, layers=1, heads=2),
+)
+
+
+def micro_config(stage, **changes):
+    """Training on puppets of 16x16 pixels."""
+    config = puppets.get_config(stage)
+    config.model, config.batch, config.decay, config.warmup, config.show_clips = "micro", 8, "constant", 0, 0
+    if stage == "appearance":
+        config.train_only = (("motion_modules", False), ("^(unet|appearance|control|text)/", True), (".*", False))
+    config.data.size, config.data.train_clips, config.data.test_clips = (16, 16), 16, 1
+    config.data.frames = 1 if stage == "appearance" else 2
+    config.log_every = config.cpu_devices = 1
+    for name, value in changes.items():
+        config.update_from_flattened_dict({name: value})
+    return config
+
+
+def main():
+    workdir, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    jax.config.update("jax_num_cpu_devices", settings.get("devices", 1))
+    if "distributed" in settings:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(*settings["distributed"])
+    from mafx.training import loop  # noqa: PLC0415 (after the devices are set)
+
+    animator.SIZES["micro"] = MICRO
+    distribute, calls = loop.distribute_batch, []
+
+    def counted(*args):
+        """A signal to this process when so many batches were taken, and the checkpoint of step 5 is whole."""
+        calls.append(1)
+        if "signal" in settings and settings["signal"][1] == len(calls):
+            while len(calls) > 5 and not (workdir / "checkpoints" / "5").exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), settings["signal"][0])
+        return distribute(*args)
+
+    loop.distribute_batch = counted
+    loop.matmul_rate = lambda dtype: 1e9
+    loop.train(micro_config("appearance", **settings["config"]), workdir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Every file in configs/, shrunk and stepped once, on made-up data in the layouts that the data sets are downloaded in."""
+
+import importlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mafx import media
+from mafx.data import puppets
+from mafx.data.builders import prepare
+from mafx.errors import InputError
+from mafx.pretrained.layout import save_pretrained
+from mafx.training import loop
+from mafx.training.checkpoints import read_parameters
+from mafx.training.config import STAGES, check_config, default_config
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
+
+
+def get_config(name, stage):
+    return importlib.import_module(f"configs.{name}").get_config(stage)
+
+
+def write_folder(folder, frames, identity, iuv=False):
+    clip = puppets.example((24, 16), frames, identity, motion=identity)
+    for i in range(frames):
+        iuv_render = np.stack([np.full((24, 16), 7, np.uint8)] * 2 + [clip.labels[i]], -1)  # V, U, I
+        for kind, picture in (("images", clip.video[i]), ("densepose", iuv_render if iuv else clip.motion[i])):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(folder / kind / f"{i + 1:04d}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Prepared TikTok, TED talks, clips and images; and a single folder."""
+    raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("data")
+    for number, frames in ((1, 6), (2, 6), (3, 9), (4, 9), (5, 3), (335, 6)):
+        write_folder(raw / "TikTok_dataset" / f"{number:05d}", frames, number, iuv=True)
+    broken, missing = raw / "TikTok_dataset/00003/images/0003.png", raw / "TikTok_dataset/00004/densepose/0008.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    missing.unlink()
+    prepare("tiktok", raw, out, min_frames=5)
+    report = json.loads(next(out.glob("tiktok/*/report.json")).read_text())
+    assert report["clips"] == {"train": ["00001", "00002", "00003", "00004"], "test": ["00335"]}
+    reasons = {(x["clip"], x["frame"]): x["reason"] for x in report["left_out"]}
+    assert "not a picture" in reasons["00003", "0003"] and "no render" in reasons["00004", "0008"]
+    assert "at least 5 good frames in a row, found 3" in reasons["00005", None]
+
+    for split, count in (("train", 2), ("test", 1)):
+        folder = raw / "TED384-v2" / split
+        folder.mkdir(parents=True)
+        for i in range(count):
+            clip = puppets.example((32, 32), 6, 10 + i, motion=i)
+            media.write_video(folder / f"talk{i}#1#6.mp4", clip.video, 25)
+            media.write_video(folder / f"talk{i}#1#6_densepose.mp4", clip.motion, 25)
+    prepare("ted_talks", raw, out, min_frames=5)
+    for i in range(2):
+        write_folder(raw / "clips" / f"clip{i}", 6, i)
+    prepare("clips", raw / "clips", out, min_frames=5)
+    write_folder(raw / "images", 3, 20)
+    prepare("images", raw / "images", out)
+    write_folder(out / "folder", 9, 1)
+    return out
+
+
+@pytest.fixture(scope="module")
+def stable_diffusion(micro, tmp_path_factory):
+    """A folder with Stable Diffusion's networks and nothing of MagicAnimate's."""
+    folder = tmp_path_factory.mktemp("weights")
+    save_pretrained(micro, folder)
+    shutil.rmtree(folder / "MagicAnimate")
+    return folder
+
+
+def shrink(config, data, init_from=""):
+    config.model, config.dtype, config.init_from = "micro", "float32", str(init_from)
+    config.batch, config.steps, config.remat, config.show_clips = 2, 1, False, 0
+    config.data.update({"size": (16, 16), "frames": min(2, config.data.frames), "train_clips": 8, "test_clips": 1, "train_frames": 6})
+    config.data.path = str(data / "folder" if config.data.name == "folder" else data)
+    config.lr, config.warmup, config.decay, config.betas = 1e-3, 0, "constant", (0.9, 0.99)  # alike, so that few programs are compiled
+    config.train_only = (("/pe$", False), ("motion_modules", config.stage == "temporal"), (".*", config.stage == "appearance"))
+    config.loss.reference_dropout = 0.1
+    return config
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_makes_a_step(name, stage, data, stable_diffusion, one_device, tmp_path):
+    config = get_config(name, stage)
+    check_config(config)
+    from_nothing = config.schedule.zero_terminal_snr
+    loop.train(shrink(config, data, "" if from_nothing else stable_diffusion), tmp_path)
+    metrics = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert metrics["step"] == 1 and np.isfinite(metrics["loss"]) and metrics["flop_utilisation"] > 0
+
+
+def test_training_starts_from_stable_diffusion(data, stable_diffusion, micro, one_device, tmp_path):
+    """The published recipe: encoders begin as copies of the UNet, which stays as it is; image-video joint training; latents from disk."""
+    config = shrink(get_config("tiktok", "appearance"), data, stable_diffusion)
+    config.train_only = default_config("appearance").train_only
+    config.images.update({"name": "images", "path": str(data)})
+    config.joint.images, config.lr, config.ema = 0.5, 0.0, 0.0
+    config.data.latent_cache = str(tmp_path / "latents")
+    loop.train(config, tmp_path / "a")
+    assert len(list((tmp_path / "latents").glob("*.npy"))) == 4 + 3
+    params, _ = read_parameters(tmp_path / "a")
+    for name in ("encoder/conv_in/kernel", "decoder/up_blocks_1/attentions_0/transformer_blocks_0/attn1/to_q/kernel"):
+        np.testing.assert_array_equal(params[f"appearance/{name}"], params[f"unet/{name}"])
+    for name, twin in (
+        ("encoder/conv_in/bias", "encoder/conv_in/bias"),
+        ("mid_block/resnets_0/conv1/kernel", "decoder/mid_block/resnets_0/conv1/kernel"),
+    ):
+        np.testing.assert_array_equal(params[f"control/{name}"], params[f"unet/{twin}"])
+    np.testing.assert_array_equal(params["unet/encoder/conv_in/kernel"], micro.params["unet"]["encoder"]["conv_in"]["kernel"])
+    assert not np.asarray(params["control/controlnet_mid_block/kernel"]).any(), "zero convolutions start at zero"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("batch", 0, "config.batch: expected a number of at least 1, found 0"),
+        ("model", "sd3", "config.model: expected one of 'sd15'"),
+        ("data.name", "tictoc", "config.data.name: expected one of 'puppets'"),
+        ("data.size", (60, 60), "config.data.size: expected rows and columns, multiples of 8"),
+        ("loss.reference_dropout", 1.5, "config.loss.reference_dropout: expected a number from 0 to 1"),
+        ("joint.images", 0.9, "config.images.name: expected one of"),
+        ("joint.frames", 1.5, "config.joint.frames: expected at most"),
+        ("schedule.kind", "quadratic", "config.schedule.kind"),
+        ("learning_rate", 1e-4, "config.learning_rate is unknown"),
+    ],
+)
+def test_bad_values_are_refused_by_name(field, value, message, tmp_path):
+    config = get_config("tiktok", "temporal")
+    with config.unlocked():
+        owner = config[field.split(".")[0]] if "." in field else config
+        with owner.ignore_type():
+            owner[field.split(".")[-1]] = value
+    with pytest.raises(InputError, match=message.replace(".", r"\.")):
+        loop.train(config, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_unknown_stages_and_missing_data():
+    with pytest.raises(InputError, match="stage 'second' is unknown, expected one of appearance, temporal"):
+        get_config("tiktok", "second")
+    with pytest.raises(InputError, match=r"python -m mafx\.data\.builders tiktok"):
+        loop.train(get_config("tiktok", "appearance"), Path("nowhere"))

@@ -1,0 +1,82 @@
+"""Training in processes of its own: killed and started again, and several that train together."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mafx.training.checkpoints import read_parameters
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Of every process here: what one compiled the next need not."""
+    kept = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}
+    return kept | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+
+
+def start(environment, workdir, **settings):
+    command = [sys.executable, str(Path(__file__).parent / "micro.py"), str(workdir), json.dumps(settings)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process, status=0):
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == status, output[-3000:]
+    return output
+
+
+def losses(workdir):
+    values = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {x["step"]: x["loss"] for x in values if "loss" in x}
+
+
+TEN = {"steps": 10, "save_every": 5}
+
+
+@pytest.fixture(scope="module")
+def ten_steps(environment, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("ten") / "whole"
+    finish(start(environment, workdir, config=TEN))
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("number", "batches", "status", "seen"),
+    [(signal.SIGKILL, 8, -signal.SIGKILL, 7), (signal.SIGTERM, 5, 0, 5)],
+)
+def test_ten_steps_equal_five_a_signal_and_five(environment, ten_steps, tmp_path, number, batches, status, seen):
+    finish(start(environment, tmp_path, config=TEN, signal=[number, batches]), status)
+    assert max(losses(tmp_path)) == seen
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit()) == ["5"]
+    assert "Going on from step 5" in finish(start(environment, tmp_path, config=TEN))
+    assert losses(tmp_path) == losses(ten_steps), "other batches, or other parameters"
+    whole, parts = (read_parameters(workdir)[0] for workdir in (ten_steps, tmp_path))
+    assert whole.keys() == parts.keys()
+    for name in whole:
+        np.testing.assert_array_equal(whole[name], parts[name])
+
+
+def test_two_processes_equal_one(environment, tmp_path):
+    """Two processes of two devices each, and one of four; parameters spread over two of them."""
+    config = {"steps": 2, "mesh.data": 2, "mesh.fsdp": 2, "show_clips": 1, "show_frames": 2}
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    pair = [start(environment, tmp_path / "two", config=config, devices=2, distributed=[address, 2, i]) for i in range(2)]
+    for process in pair:
+        finish(process)
+    finish(start(environment, tmp_path / "one", config=config, devices=4))
+    one, two = (losses(tmp_path / name) for name in ("one", "two"))
+    assert one.keys() == two.keys() == {1, 2}
+    for step in one:
+        assert two[step] == pytest.approx(one[step], rel=1e-5)
+    one, two = (read_parameters(tmp_path / name)[0] for name in ("one", "two"))
+    norm = lambda tree: np.sqrt(sum(np.square(x, dtype=np.float64).sum() for x in tree.values()))  # noqa: E731
+    assert norm({name: np.asarray(one[name]) - np.asarray(two[name]) for name in one}) / norm(one) < 1e-5
