@@ -28,7 +28,9 @@ PUBLISHED = SHARED / "fixtures" / "tiny"
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """Tests that build the same program anew do not compile it anew; nothing outlives the session."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
 
 
 @pytest.fixture(scope="session")
