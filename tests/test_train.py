@@ -115,8 +115,8 @@ def test_non_finite_loss_stops_and_keeps_the_batch(config, tmp_path):
 
 
 def test_stages_follow_one_another_and_animate(config, tmp_path):
-    loop.train(config("appearance", steps=1, show_clips=0), tmp_path / "a")
-    loop.train(config("temporal", steps=1, init_from=str(tmp_path / "a")), tmp_path / "b")
+    loop.train(config("appearance", steps=1), tmp_path / "a")
+    loop.train(config("temporal", steps=1, show_clips=1, show_frames=2, init_from=str(tmp_path / "a")), tmp_path / "b")
     first, second = (read_parameters(tmp_path / name)[0] for name in "ab")
     changed = {name for name in first if (np.asarray(first[name]) != np.asarray(second[name])).any()}
     assert changed and all("motion_modules" in name and not name.endswith("/pe") for name in changed)

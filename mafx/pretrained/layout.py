@@ -77,22 +77,14 @@ def load_pretrained(directory: str | Path, dtype: jnp.dtype | str = jnp.float32)
 def load_stable_diffusion(directory: str | Path, config: AnimatorConfig) -> tuple[dict[tuple[str, ...], np.ndarray], Tokenizer]:
     """What training starts from: the leaves of the parameter tree that a folder in the published layout gives, in main memory, and the tokenizer.
 
-    Stable Diffusion's three networks must be there. MagicAnimate's files are used where they are; without them the appearance encoder and the
-    ControlNet begin as copies of the UNet (*MagicAnimate*, section 3; *ControlNet*, section 3), and what has no twin there (temporal attention, the
-    pose's embedding, zero convolutions) is not among the leaves.
+    Stable Diffusion's three networks must be there. MagicAnimate's files are used where they are.
 
     Raises: InputError, with all that is missing, unexpected, of another shape than `config` has, or not finite.
     """
     directory = Path(directory)
     files = _open_files(directory, [part for part in PARTS if not part.folder.startswith("MagicAnimate/")], ())
     files |= {part: open_tensors(path) for part in PARTS if part not in files and (path := part.find(directory))}
-    flat = dict(_read(directory, files, config))
-    for path in flax.traverse_util.flatten_dict(parameter_shapes(config)):
-        if path[0] in ("appearance", "control") and path not in flat:
-            twins = ("unet", *path[1:]), ("unet", "decoder", *path[1:])  # the ControlNet has the middle block beside its encoder
-            if twin := next((twin for twin in twins if twin in flat), None):
-                flat[path] = flat[twin]
-    return flat, _read_tokenizer(directory, config)
+    return dict(_read(directory, files, config)), _read_tokenizer(directory, config)
 
 
 def _read(directory: Path, files: dict[Part, TensorFile], config: AnimatorConfig) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:

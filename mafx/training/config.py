@@ -6,7 +6,7 @@ from numbers import Real
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from mafx.data.datasets import DATASETS
+from mafx.data.datasets import DATASETS, PREPARED
 from mafx.data.pipeline import CROPS
 from mafx.diffusion.schedule import KINDS, PREDICTIONS
 from mafx.errors import InputError
@@ -83,7 +83,7 @@ def check_config(c: ml_collections.ConfigDict) -> None:
         "schedule.prediction": one_of(*PREDICTIONS),
         "data.name": one_of(*DATASETS),
         "data.crop": one_of(*CROPS),
-        "images.name": one_of(*DATASETS) if c.joint.images else one_of("", *DATASETS),
+        "images.name": one_of(*PREPARED) if c.joint.images else one_of("", *PREPARED),
         "data.size": (lambda x: len(x) == 2 and all(n > 0 and n % reduction == 0 for n in x), f"rows and columns, multiples of {reduction}"),
         "joint.frames": (lambda x: 0 <= x <= 1 - c.joint.images, "at most what config.joint.images leaves of 1"),
         "data.latent_cache": (lambda x: not x or not (c.data.flip or c.data.crop == "random"), "none with flips or random crops"),

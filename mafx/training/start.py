@@ -30,7 +30,8 @@ def start(
     """The state, and how many examples it has seen.
 
     In this order: the newest checkpoint of the work folder; the parameters of `config.init_from`, which is another work folder, or a folder with
-    Stable Diffusion 1.5, and random values for what that has not; random values.
+    Stable Diffusion 1.5; copies of the UNet's where the appearance encoder and the ControlNet have such (*MagicAnimate*, section 3; *ControlNet*,
+    section 3); random values.
     """
     begin = functools.partial(init_state, rules=config.train_only, optimiser=optimiser, dtype=jnp.dtype(config.dtype))
     shapes = jax.eval_shape(begin, parameter_shapes(sizes))
@@ -41,15 +42,26 @@ def start(
         log.info("Going on from step %d of %s.", state.step, workdir)
         return state, position["examples"]
     params = _given(config, sizes, mesh, workdir)
-    missing = {name: x for name, x in flatten(parameter_shapes(sizes)).items() if name not in params}
+    names = flatten(parameter_shapes(sizes))
+    twins = {name: twin for name in names if name not in params and (twin := _twin(name, names))}
+    missing = {name: x for name, x in names.items() if name not in params and name not in twins}
     if missing:
-        log.info("%d of %d tensors start at random.", len(missing), len(missing) + len(params))
+        log.info("%d of %d tensors start at random, %d as copies of the UNet's.", len(missing), len(names), len(twins))
         draw = jax.jit(
             lambda key: {name: x for name, x in flatten(init_parameters(sizes, key)).items() if name in missing},
             out_shardings=parameter_sharding(mesh, missing),
         )
         params |= draw(jax.random.key(config.seed))
+    params |= {name: params[twin] for name, twin in twins.items()}
     return jax.jit(lambda flat: begin(unflatten(flat)), out_shardings=sharding)(params), 0
+
+
+def _twin(name: str, names: Flat) -> str | None:
+    """The UNet's parameter in the same place. The ControlNet has the middle block beside its encoder, the UNet in its decoder."""
+    root, rest = name.split("/", 1)
+    if root not in ("appearance", "control"):
+        return None
+    return next((twin for twin in (f"unet/{rest}", f"unet/decoder/{rest}") if twin in names and names[twin].shape == names[name].shape), None)
 
 
 def _given(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, workdir: Path) -> Flat:
