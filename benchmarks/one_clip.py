@@ -1,6 +1,7 @@
 """How well a model trained on the beginning of one clip draws the rest of it (configs/one_clip.py), beside two answers that need no model: the
 reference itself, and the training frame whose render is nearest.
 
+    pip install scikit-image
     python benchmarks/one_clip.py --workdir RUNS/clip
 """
 
