@@ -31,11 +31,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
-from mafx.diffusion.schedule import Schedule
-from mafx.models.animator import SIZES, Animator, parameter_shapes
+from mafx.models.animator import SIZES, parameter_shapes
 from mafx.training.config import STAGES, default_config
-from mafx.training.sharding import batch_sharding, make_mesh, parameter_sharding, replicated
-from mafx.training.step import diffusion_loss, init_state, make_optimiser, make_step
+from mafx.training.sharding import make_mesh
+from mafx.training.step import compile_step, init_state, make_optimiser
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
@@ -46,27 +45,23 @@ SWITCHES = {
 }
 
 
-def compile_step(stage: str, topology: str, fsdp: int, args: argparse.Namespace, folder: str) -> None:
+def compile_stage(stage: str, topology: str, fsdp: int, args: argparse.Namespace, folder: str) -> None:
     """Compile one training step as the training loop puts it together, on shapes alone; the compiler's reports go to `folder`."""
     config, size = default_config(stage), SIZES[args.model]
-    networks = Animator(dataclasses.replace(size, unet=dataclasses.replace(size.unet, remat=True, attention_kernel=args.kernel)))
-    optimiser, rate = make_optimiser(config)
+    networks = dataclasses.replace(size, unet=dataclasses.replace(size.unet, remat=True, attention_kernel=args.kernel))
     mesh = make_mesh({"data": -1, "fsdp": fsdp}, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    init = functools.partial(init_state, rules=config.train_only, optimiser=optimiser, dtype=jnp.dtype(config.dtype))
+    init = functools.partial(init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.dtype(config.dtype))
     state = jax.eval_shape(init, parameter_shapes(size))
-    sharding = parameter_sharding(mesh, state)
-    loss = diffusion_loss(networks, Schedule(**config.schedule), np.zeros(size.text.positions, np.int32), config.loss)
     b, f, (h, w) = args.batch * mesh.size, config.data.frames, args.size
     shapes = {"video": (b, f, h, w, 3), "motion": (b, f, h, w, 3), "reference": (b, h, w, 3)}
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.uint8) for name, shape in shapes.items()}
-    shardings = {"in_shardings": (sharding, batch_sharding(mesh)), "out_shardings": (sharding, replicated(mesh))}
-    step = jax.jit(make_step(loss, optimiser, rate, config), donate_argnums=0, **shardings)
-    step.lower(state, batch).compile(compiler_options=SWITCHES | {"xla_dump_to": folder})
+    step = compile_step(config, networks, np.zeros(size.text.positions, np.int32), mesh, state)
+    step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile(compiler_options=SWITCHES | {"xla_dump_to": folder})
 
 
 def measure(folder: Path, *args) -> dict[str, float]:
     """GiB by name, from the reports of a compilation that is stopped as soon as they are written."""
-    process = multiprocessing.get_context("spawn").Process(target=compile_step, args=(*args, str(folder)))
+    process = multiprocessing.get_context("spawn").Process(target=compile_stage, args=(*args, str(folder)))
     process.start()
     while process.is_alive() and not list(folder.glob("*assignment-values.txt")):  # the report after those read here
         time.sleep(1)

@@ -5,7 +5,8 @@
     python sample.py --workdir RUNS/temporal
 
 With no Stable Diffusion to start from, the appearance stage trains the UNet too, on pixels. The schedule ends in pure noise (zero terminal SNR,
-v prediction), because here the colours of the background are to be learnt as well.
+the network answering with the clean picture), because here the colours of the background are to be learnt as well, and a small network that must also
+hand on the noise it was given, as for v, draws them worse the less noise there is.
 """
 
 import ml_collections
@@ -23,16 +24,17 @@ def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
     config.data.name = "puppets"
     config.data.size = (32, 32)
     config.data.train_clips, config.data.test_clips = 20_000, 64
-    config.data.stride = 1
+    config.data.stride, config.data.reference = 1, "first"
 
-    config.schedule = {"kind": "scaled_linear", "prediction": "v", "zero_terminal_snr": True}
-    config.lr, config.warmup, config.decay = 1.5e-3, 100, "cosine"
+    config.schedule = {"kind": "scaled_linear", "prediction": "sample", "zero_terminal_snr": True}
+    config.loss.person = 3.0
+    config.lr, config.warmup, config.decay = 8e-4, 100, "cosine"
     config.betas, config.ema = (0.9, 0.99), 0.995
-    config.log_every, config.save_every, config.show_every, config.show_guidance = 20, 400, 800, 1.0
+    config.log_every, config.save_every, config.show_every, config.show_guidance = 50, 500, 1000, 1.0
 
     if stage == "appearance":
         config.train_only = (("motion_modules", False), (".*", True))
-        config.batch, config.steps = 8, 2600
+        config.batch, config.steps = 16, 2200
     else:
         config.data.frames = 8
         config.joint.frames = 0.0

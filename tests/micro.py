@@ -30,13 +30,15 @@ MICRO = AnimatorConfig(
     text=TextConfig(width=16, hidden=32, layers=1, heads=2),
 )
 
+PARTS = (("^(unet|appearance|control)/.*(conv_in|conv_out|attn1|controlnet_)", True), (".*", False))  # of every network; more only compiles longer
+
 
 def micro_config(stage, **changes):
     """Training on puppets of 16x16 pixels."""
     config = puppets.get_config(stage)
     config.model, config.batch, config.decay, config.warmup, config.show_clips = "micro", 8, "constant", 0, 0
     if stage == "appearance":
-        config.train_only = (("motion_modules", False), ("^(unet|appearance|control|text)/", True), (".*", False))
+        config.train_only = PARTS
     config.data.size, config.data.train_clips, config.data.test_clips = (16, 16), 16, 1
     config.data.frames = 1 if stage == "appearance" else 2
     config.log_every = config.cpu_devices = 1

@@ -112,3 +112,18 @@ def test_dropped_references_are_not_seen(rng, monkeypatch, kernel):
     got = attention(q, own, shared, jnp.array([True, False]), kernel=kernel)
     np.testing.assert_allclose(got[0], by_definition(q, own, shared)[0], atol=2e-6)
     np.testing.assert_allclose(got[1], by_definition(q, own, None)[1], atol=2e-6)
+
+
+def test_places_draw_attention_to_the_same_place_of_the_reference(rng):
+    """With queries and keys that say nothing, what comes out at a place is most like what the reference has there."""
+    layer = Attention(2)
+    x, reference = jnp.zeros((1, 1, 24, 32)), jnp.asarray(rng.normal(size=(1, 24, 32)), jnp.float32)
+    params = layer.init(jax.random.key(0), x)
+    zero = jnp.zeros((32, 32))
+    params = {"params": {name: {"kernel": zero if name in ("to_q", "to_k") else jnp.eye(32)} for name in params["params"]}}
+    params["params"]["to_out"]["bias"] = jnp.zeros(32)
+    placed = layer.apply(params, x, reference=reference, place=(4, 6))[0, 0]
+    correlation = jnp.corrcoef(placed, reference[0])[:24, 24:]
+    np.testing.assert_array_equal(correlation.argmax(1), np.arange(24))
+    everywhere = layer.apply(params, x, reference=reference)[0, 0]
+    np.testing.assert_allclose(everywhere, jnp.broadcast_to(reference.mean((0, 1)) / 2, (24, 32)), atol=1e-6)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from micro import PARTS
 from PIL import Image
 
 from mafx import media
@@ -82,7 +83,7 @@ def shrink(config, data, init_from=""):
     config.data.update({"size": (16, 16), "frames": min(2, config.data.frames), "train_clips": 8, "test_clips": 1, "train_frames": 6})
     config.data.path = str(data / "folder" if config.data.name == "folder" else data)
     config.lr, config.warmup, config.decay, config.betas = 1e-3, 0, "constant", (0.9, 0.99)  # alike, so that few programs are compiled
-    config.train_only = (("/pe$", False), ("motion_modules", config.stage == "temporal"), (".*", config.stage == "appearance"))
+    config.train_only = PARTS if config.stage == "appearance" else config.train_only
     config.loss.reference_dropout = 0.1
     return config
 

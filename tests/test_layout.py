@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import shutil
@@ -47,8 +48,9 @@ def assert_equal_trees(a, b):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_round_trip_is_bit_equal(micro, tmp_path, dtype):
-    schedule = Schedule(kind="scaled_linear", prediction="v", zero_terminal_snr=True)
-    model = Model(micro.config, jax.tree.map(lambda x: x.astype(dtype), micro.params), schedule=schedule)
+    schedule = Schedule(kind="scaled_linear", prediction="sample", zero_terminal_snr=True)
+    config = dataclasses.replace(micro.config, fusion="full", unet=dataclasses.replace(micro.config.unet, positions=True))
+    model = Model(config, jax.tree.map(lambda x: x.astype(dtype), micro.params), schedule=schedule)
     save_pretrained(model, tmp_path / "x")
     back = load_pretrained(tmp_path / "x", dtype)
     assert_equal_trees(back.params, model.params)

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from mafx.diffusion.losses import corrupt, loss_weights
-from mafx.diffusion.schedule import Schedule, signal_and_noise
+from mafx.diffusion.schedule import PREDICTIONS, Schedule, signal_and_noise
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_the_target_undoes_the_corruption(rng, prediction):
     schedule = Schedule(prediction=prediction)
     x = jnp.asarray(rng.normal(size=(64, 2, 3, 3, 4)), jnp.float32)
     done = corrupt(jax.random.key(0), x, schedule)
     alpha, sigma = (jnp.asarray(y, jnp.float32)[done.times][:, None, None, None, None] for y in (schedule.alphas, schedule.sigmas))
     clean, noise = signal_and_noise(done.noisy, done.target, alpha, sigma, prediction)
-    np.testing.assert_allclose(clean, x, atol=2e-5 if prediction == "v" else 1e-4)
+    np.testing.assert_allclose(clean, x, atol=1e-4 if prediction == "epsilon" else 2e-5)
     assert float(noise.std()) == pytest.approx(1, abs=0.05)
     assert done.times.shape == (64,) and len(set(done.times.tolist())) > 50
 
@@ -35,3 +35,5 @@ def test_min_snr_weights_by_hand():
     np.testing.assert_allclose(loss_weights(times, schedule, 5.0), np.minimum(snr, 5)[[0, 300, 900]] / snr[[0, 300, 900]], rtol=1e-5)
     velocity = Schedule(prediction="v")
     np.testing.assert_allclose(loss_weights(times, velocity, 5.0), (np.minimum(snr, 5) / (snr + 1))[[0, 300, 900]], rtol=1e-5)
+    sample = Schedule(prediction="sample")
+    np.testing.assert_allclose(loss_weights(times, sample, 5.0), np.minimum(snr, 5)[[0, 300, 900]], rtol=1e-5)

@@ -35,6 +35,11 @@ def test_stride_distance_and_alignment(rng):
         np.testing.assert_array_equal(motion, video + 100)
 
 
+def test_the_first_frame_as_reference(rng):
+    sampling = dataclasses.replace(SAMPLING, size=(8, 8), reference="first")
+    assert {numbers(draw_example(Counter(), sampling, rng))[0] for _ in range(20)} == {0}
+
+
 @pytest.mark.parametrize(("frames", "stride"), [(9, 4), (7, 3), (3, 1), (2, 1), (1, 1)])
 def test_short_clips_take_the_largest_stride_that_fits(rng, frames, stride):
     _, video, _ = numbers(draw_example(Counter(frames), dataclasses.replace(SAMPLING, size=(8, 8)), rng))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mafx.diffusion.samplers import guide, make_sampler, sampler_step
+from mafx.diffusion.samplers import SAMPLERS, guide, make_sampler, sampler_step
 from mafx.diffusion.schedule import Schedule, velocity
 
 
@@ -117,3 +117,18 @@ def test_unknown_names():
         make_sampler("plms", 5, Schedule())
     with pytest.raises(ValueError, match="belongs to the ddim sampler"):
         make_sampler("euler", 5, Schedule(), eta=0.5)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_with_zero_terminal_snr_samplers_begin_in_pure_noise(name, steps):
+    """One step is then the network's answer to pure noise, and more steps with the perfect answer end where they should."""
+    schedule = Schedule(zero_terminal_snr=True, prediction="v")
+    table = make_sampler(name, steps, schedule)
+    assert table.times[0] == 999 and table.alpha[0] == 0
+    clean, x, previous = jnp.full((1,), 0.7), jnp.full((1,), -1.3), jnp.zeros((1,))
+    for i in range(steps):
+        row = table.row(i)
+        output = (row["alpha"] * x - clean) / row["sigma"]  # v of the clean latent
+        x, previous = sampler_step(row, x, output, previous, jnp.zeros((1,)), "v")
+    np.testing.assert_allclose(x, clean, atol=1e-5)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mafx.diffusion.schedule import Schedule, add_noise, sampling_times, signal_and_noise, velocity
+from mafx.diffusion.schedule import PREDICTIONS, Schedule, add_noise, sampling_times, signal_and_noise, velocity
 
 
 def test_equals_the_published_schedule(published):
@@ -26,12 +26,12 @@ def test_zero_terminal_snr():
         Schedule(zero_terminal_snr=True)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_output_is_split_into_what_it_was_made_of(rng, prediction):
     x, noise = (jnp.asarray(rng.normal(size=(2, 3)), jnp.float32) for _ in range(2))
     alpha, sigma = 0.8, 0.6
     noisy = add_noise(x, noise, alpha, sigma)
-    output = noise if prediction == "epsilon" else velocity(x, noise, alpha, sigma)
+    output = {"epsilon": noise, "v": velocity(x, noise, alpha, sigma), "sample": x}[prediction]
     got = signal_and_noise(noisy, output, alpha, sigma, prediction)
     np.testing.assert_allclose(got[0], x, atol=1e-6)
     np.testing.assert_allclose(got[1], noise, atol=1e-6)

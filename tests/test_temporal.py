@@ -15,11 +15,6 @@ def make(rng, frames=5):
     return module, module.init(jax.random.key(0), x), x
 
 
-def test_identity_at_the_start(rng):
-    module, params, x = make(rng)
-    np.testing.assert_array_equal(module.apply(params, x), x)
-
-
 def test_attends_along_frames_only(rng):
     """A change at one position reaches all frames there; elsewhere only through the entry norm, which is per frame."""
     module, params, x = make(rng)

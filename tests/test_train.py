@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from micro import MICRO, micro_config
 
+from mafx.data import puppets
 from mafx.data.clips import puppet_clips
 from mafx.data.pipeline import Sampling, batches
-from mafx.diffusion.schedule import Schedule
-from mafx.models import animator
 from mafx.training import loop
 from mafx.training.checkpoints import Checkpoints, read_parameters
-from mafx.training.sharding import batch_sharding, distribute_batch, make_mesh, parameter_sharding, replicated
-from mafx.training.step import diffusion_loss, flatten, init_state, make_optimiser, make_step, split
+from mafx.training.sharding import distribute_batch, make_mesh, parameter_sharding
+from mafx.training.step import compile_step, flatten, init_state, make_optimiser, shows_person, split
 
 
 @pytest.fixture
@@ -29,25 +28,18 @@ def losses(workdir):
     return [values["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if "loss" in (values := json.loads(line))]
 
 
-def one_step(config, params, mesh, count=1):
-    optimiser, rate = make_optimiser(config)
-    loss = diffusion_loss(animator.Animator(MICRO), Schedule(**config.schedule), np.array([0, 1], np.int32), config.loss)
-    init = functools.partial(init_state, rules=config.train_only, optimiser=optimiser, dtype=jnp.float32)
-    sharding = parameter_sharding(mesh, jax.eval_shape(init, params))
-    state = jax.jit(init, out_shardings=sharding)(params)
-    sampling = Sampling(config.data.frames, 1, 0, tuple(config.data.size))
+def one_step(config, params, mesh):
+    init = functools.partial(init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.float32)
+    state = jax.jit(init, out_shardings=parameter_sharding(mesh, jax.eval_shape(init, params)))(params)
+    sampling = Sampling(frames=config.data.frames, stride=1, size=tuple(config.data.size))
     iterator = batches(puppet_clips("train", 16, tuple(config.data.size)), sampling, config.batch, 0)
-    step = jax.jit(
-        make_step(loss, optimiser, rate, config), in_shardings=(sharding, batch_sharding(mesh)), out_shardings=(sharding, replicated(mesh))
-    )
-    for _ in range(count):
-        state, metrics = step(state, distribute_batch(mesh, next(iterator)))
-    return state, metrics
+    step = compile_step(config, MICRO, np.array([0, 1], np.int32), mesh, state)
+    return step(state, distribute_batch(mesh, next(iterator)), np.asarray(1, np.int32))
 
 
 def test_a_mesh_of_eight_equals_one_device(config, micro, monkeypatch):
     monkeypatch.setattr("mafx.training.sharding.SMALL", 64)  # so that these small arrays are split as well
-    settings = config("appearance")
+    settings = config("appearance", train_only=(("motion_modules", False), ("^(unet|appearance|control|text)/", True), (".*", False)))
     alone, metrics = one_step(settings, micro.params, make_mesh({"data": 1}, jax.devices()[:1]))
     spread, others = one_step(settings, micro.params, make_mesh({"data": 2, "fsdp": 4}))
     kernel = spread.trainable["unet/encoder/conv_in/kernel"]
@@ -68,6 +60,14 @@ def test_the_temporal_stage_leaves_all_else_bit_equal(config, micro):
         np.testing.assert_array_equal(x, flatten(micro.params)[name])
     assert all((np.asarray(state.trainable[name]) != np.asarray(before[name])).any() for name in before)
     assert np.isfinite(metrics["loss"])
+
+
+def test_latents_that_show_the_person():
+    clip = puppets.example((16, 24), 2)
+    shown = shows_person(jnp.asarray(clip.motion[None]), (1, 2, 4, 6))
+    expected = np.add.reduceat(np.add.reduceat(clip.labels > 0, np.arange(0, 16, 4), 1), np.arange(0, 24, 4), 2) > 0
+    np.testing.assert_array_equal(shown[0], expected)
+    assert 0.1 < expected.mean() < 0.9
 
 
 def test_rules_must_cover_everything():
@@ -125,4 +125,4 @@ def test_stages_follow_one_another_and_animate(config, tmp_path):
     assert set(scores) == {"step", "held_out_psnr", "held_out_psnr_person", "copying_psnr", "copying_psnr_person"}
     model = loop.load_workdir(tmp_path / "b")
     assert loop.trained_size(tmp_path / "b") == (16, 16)
-    assert model.schedule.prediction == "v"
+    assert model.schedule.prediction == "sample"

@@ -17,6 +17,7 @@ from mafx.data.clips import Clip
 from mafx.densepose import BACKGROUND, FLIPPED, draw_labels, read_labels
 
 CROPS = ("centre", "random")
+REFERENCES = ("random", "first")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Sampling:
     Attributes:
       frames: of the target, f.
       stride: between them; where a clip is too short for it, the largest that fits.
-      distance: the reference is at least so many frames away from the target's first, where the clip allows it.
+      reference: the "first" frame of the clip, or a "random" one.
+      distance: a random reference is at least so many frames away from the target's first, where the clip allows it.
       size: rows and columns.
       flip: mirror half of the examples, with the labels of left and right swapped.
       crop: what to keep of frames of other proportions, "centre" or "random"; the same for all frames of an example.
@@ -34,6 +36,7 @@ class Sampling:
 
     frames: int = 16
     stride: int = 4
+    reference: str = "random"
     distance: int = 0
     size: media.Size = (512, 512)
     flip: bool = False
@@ -57,6 +60,7 @@ def draw_example(clip: Clip, sampling: Sampling, rng: np.random.Generator) -> di
     target = np.minimum(start + stride * np.arange(sampling.frames), clip.frames - 1)
     far = np.flatnonzero(np.abs(np.arange(clip.frames) - start) >= sampling.distance)
     reference = int(rng.choice(far)) if len(far) else int(rng.integers(clip.frames))
+    reference = 0 if sampling.reference == "first" else reference
     flip = sampling.flip and bool(rng.random() < 0.5)
     return read_example(clip, reference, target, sampling, flip, tuple(rng.random(2)) if sampling.crop == "random" else (0.5, 0.5))
 

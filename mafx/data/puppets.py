@@ -5,6 +5,7 @@ What it looks like (`Identity`) and how it moves (`Motion`) are drawn independen
 the viewer; one unit is half the image. A puppet that faces the viewer has its right hand at the left of the image.
 """
 
+import colorsys
 import dataclasses
 from fractions import Fraction
 
@@ -61,15 +62,18 @@ class Identity:
     def draw(cls, seed: int) -> "Identity":
         rng = np.random.default_rng([seed, 1])
 
-        def colour(low: float = 0.1, high: float = 0.95) -> np.ndarray:
+        def colour(low: float, high: float) -> np.ndarray:
             return rng.uniform(low, high, 3)
+
+        def vivid() -> np.ndarray:
+            return np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.5, 1), rng.uniform(0.4, 1)))
 
         def cloth() -> Cloth:
             pattern = str(rng.choice(["plain", "hoops", "stripes", "dots"]))
-            return Cloth(colour(), colour(), colour(), pattern, rng.uniform(1.5, 4))
+            return Cloth(vivid(), vivid(), vivid(), pattern, rng.uniform(1.5, 4))
 
-        tone = rng.uniform(0, 1)
-        ranges = (-9, 9), (-9, 9), (0, 2 * np.pi), (0.02, 0.08), (0, 2 * np.pi)
+        tone, wall = rng.uniform(0, 1), rng.uniform(0.4, 0.8)
+        ranges = (-9, 9), (-9, 9), (0, 2 * np.pi), (0.02, 0.05), (0, 2 * np.pi)
         waves = np.stack([rng.uniform(low, high, 4) for low, high in ranges], axis=1)
         return cls(
             skin=(1 - tone) * np.array([0.96, 0.80, 0.69]) + tone * np.array([0.36, 0.22, 0.15]),
@@ -82,7 +86,7 @@ class Identity:
             height=rng.uniform(0.86, 1.0),
             width=rng.uniform(0.8, 1.25),
             head=rng.uniform(0.9, 1.15),
-            background=(colour(0.2, 0.9), colour(0.2, 0.9), colour(0.15, 0.7), waves),
+            background=(wall + 0.1 * rng.uniform(-1, 1, 3), wall + 0.1 * rng.uniform(-1, 1, 3), 0.7 * wall + 0.1 * rng.uniform(-1, 1, 3), waves),
         )
 
 
@@ -96,13 +100,13 @@ class Motion:
     phase: np.ndarray
     turn: tuple[float, float, float]  # start, radians per second, swing
 
-    ANGLES = ("arm_r", "arm_l", "raise_r", "raise_l", "elbow_r", "elbow_l", "leg_r", "leg_l", "spread", "knee_r", "knee_l", "lean", "nod")
+    ANGLES = ("arm_r", "arm_l", "raise_r", "raise_l", "elbow_r", "elbow_l", "leg_r", "leg_l", "spread", "knee_r", "knee_l", "lean", "nod", "sway")
 
     @classmethod
     def draw(cls, seed: int, turning: bool | None = None) -> "Motion":
         rng = np.random.default_rng([seed, 2])
-        offset = np.array([0, 0, 0.5, 0.5, 0.7, 0.7, 0, 0, 0.1, 0.35, 0.35, 0, 0])
-        reach = np.array([0.9, 0.9, 0.6, 0.6, 0.6, 0.6, 0.5, 0.5, 0.1, 0.3, 0.3, 0.12, 0.2])
+        offset = np.array([0, 0, 0.5, 0.5, 0.7, 0.7, 0, 0, 0.1, 0.35, 0.35, 0, 0, 0])
+        reach = np.array([0.9, 0.9, 0.6, 0.6, 0.6, 0.6, 0.5, 0.5, 0.1, 0.3, 0.3, 0.12, 0.2, 0.25])
         shape = (len(offset), 2)
         turning = rng.random() < 0.6 if turning is None else turning
         speed = float(rng.choice([-1, 1]) * rng.uniform(0.8, 2.2)) if turning else 0.0
@@ -115,7 +119,7 @@ class Motion:
         )
 
     def at(self, seconds: float) -> dict[str, float]:
-        """Joint angles in radians; "yaw" is 0 where the puppet faces the viewer."""
+        """Joint angles in radians, and "sway", how far to the side the puppet stands; "yaw" is 0 where the puppet faces the viewer."""
         angles = self.offset + (self.amplitude * np.sin(2 * np.pi * self.frequency * seconds + self.phase)).sum(1)
         start, speed, swing = self.turn
         named = dict(zip(self.ANGLES, angles.tolist(), strict=True))
@@ -148,34 +152,34 @@ def skeleton(identity: Identity, angles: dict[str, float]) -> list[Capsule]:
     def add(part: str, start: np.ndarray, end: np.ndarray, *radii: float) -> None:
         parts.append((part, start, end, radii))
 
-    for x in (-0.085, 0.0, 0.085):  # three columns make a flat torso
+    for x in (-0.11, 0.0, 0.11):  # three columns make a flat torso
         side = np.array([x * w, 0, 0])
-        add("torso", hips + 0.8 * side, chest + 1.1 * side, 0.085 * w**0.5, 0.09 * w**0.5)
+        add("torso", hips + 0.8 * side, chest + 1.1 * side, 0.105 * w**0.5, 0.115 * w**0.5)
     crown = neck + (0.14 + 0.02 * np.cos(nod)) * identity.head * up + np.array([0, 0, 0.06 * np.sin(nod)])
-    add("head", neck + 0.03 * up, crown, 0.06, 0.11 * identity.head)
+    add("head", neck + 0.03 * up, crown, 0.07, 0.14 * identity.head)
 
     for s, sign in (("r", -1.0), ("l", 1.0)):  # the puppet's right is the viewer's left
-        shoulder = chest + np.array([0.19 * w * sign, 0.02, 0])
+        shoulder = chest + np.array([0.24 * w * sign, 0.02, 0])
         swing, lift, bend = angles[f"arm_{s}"], angles[f"raise_{s}"], angles[f"elbow_{s}"]
         upper = _limb(swing, lift * sign)
         lower = _limb(swing + max(0.0, bend), lift * sign * 1.3)
         elbow = shoulder + 0.26 * upper
         wrist = elbow + 0.22 * lower
-        add(f"upper_arm_{s}", shoulder, elbow, 0.06, 0.05)
-        add(f"lower_arm_{s}", elbow, wrist, 0.05, 0.038)
-        add(f"hand_{s}", wrist + 0.02 * lower, wrist + 0.06 * lower, 0.042, 0.04)
+        add(f"upper_arm_{s}", shoulder, elbow, 0.085, 0.07)
+        add(f"lower_arm_{s}", elbow, wrist, 0.07, 0.055)
+        add(f"hand_{s}", wrist + 0.02 * lower, wrist + 0.06 * lower, 0.06, 0.055)
 
-        hip = hips + np.array([0.085 * w * sign, -0.04, 0])
+        hip = hips + np.array([0.11 * w * sign, -0.04, 0])
         swing, bend = angles[f"leg_{s}"], max(0.0, angles[f"knee_{s}"])
         thigh, shin = _limb(swing, abs(angles["spread"]) * sign), _limb(swing - bend, abs(angles["spread"]) * sign)
         knee = hip + 0.36 * thigh
         ankle = knee + 0.34 * shin
-        add(f"thigh_{s}", hip, knee, 0.088 * w**0.5, 0.066)
-        add(f"shin_{s}", knee, ankle, 0.066, 0.045)
-        add(f"foot_{s}", ankle + np.array([0, -0.02, 0]), ankle + np.array([0, -0.045, 0.12]), 0.045, 0.04)
+        add(f"thigh_{s}", hip, knee, 0.115 * w**0.5, 0.09)
+        add(f"shin_{s}", knee, ankle, 0.09, 0.065)
+        add(f"foot_{s}", ankle + np.array([0, -0.02, 0]), ankle + np.array([0, -0.045, 0.12]), 0.06, 0.05)
 
     scale = identity.height
-    floor = np.array([0, -0.92 + 0.86 * scale, 0])  # the feet of a standing puppet touch the floor whatever its height
+    floor = np.array([angles["sway"], -0.92 + 0.86 * scale, 0])  # the feet of a standing puppet touch the floor whatever its height
     place = lambda p: _rotate_yaw(p, angles["yaw"]) * scale + floor  # noqa: E731
     return [Capsule(part, place(start), place(end), tuple(r * scale for r in radii)) for part, start, end, radii in parts]
 

@@ -29,8 +29,8 @@ def corrupt(key: jax.Array, latents: jax.Array, schedule: Schedule, noise_offset
         b, f, _, _, c = latents.shape
         noise = noise + noise_offset * jax.random.normal(offset_key, (b, f, 1, 1, c))
     alpha, sigma = (jnp.asarray(x, jnp.float32)[times][:, None, None, None, None] for x in (schedule.alphas, schedule.sigmas))
-    target = velocity(latents, noise, alpha, sigma) if schedule.prediction == "v" else noise
-    return Corruption(add_noise(latents, noise, alpha, sigma), times, target)
+    targets = {"epsilon": noise, "v": velocity(latents, noise, alpha, sigma), "sample": latents}
+    return Corruption(add_noise(latents, noise, alpha, sigma), times, targets[schedule.prediction])
 
 
 def loss_weights(times: jax.Array, schedule: Schedule, min_snr_gamma: float | None = None) -> jax.Array:
@@ -39,4 +39,4 @@ def loss_weights(times: jax.Array, schedule: Schedule, min_snr_gamma: float | No
         return jnp.ones(times.shape)
     snr = jnp.asarray(schedule.abar / (1 - schedule.abar), jnp.float32)[times]
     clipped = jnp.minimum(snr, min_snr_gamma)
-    return clipped / (snr + 1) if schedule.prediction == "v" else clipped / jnp.maximum(snr, 1e-8)
+    return clipped / {"epsilon": jnp.maximum(snr, 1e-8), "v": snr + 1, "sample": 1.0}[schedule.prediction]

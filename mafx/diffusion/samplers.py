@@ -38,9 +38,10 @@ def make_sampler(name: str, steps: int, schedule: Schedule, eta: float = 0.0) ->
     """The table of a sampler.
 
     Args:
-      name: "ddim" (arXiv 2010.02502; "leading" times as published, ends at the clean latents), "dpmpp_2m" (DPM-Solver++ of second order,
-        multistep, arXiv 2211.01095; first order in its first and last step) or "euler" (explicit Euler on the probability-flow ODE in
-        sigma/alpha, arXiv 2206.00364: DDIM's update, but on evenly spaced times from the very last one).
+      name: "ddim" (arXiv 2010.02502; "leading" times as published, but "trailing" ones with zero terminal SNR, whose last time pure noise belongs
+        to; ends at the clean latents), "dpmpp_2m" (DPM-Solver++ of second order, multistep, arXiv 2211.01095; first order in its first and last
+        step) or "euler" (explicit Euler on the probability-flow ODE in sigma/alpha, arXiv 2206.00364: DDIM's update, but on evenly spaced times
+        from the very last one).
       steps: network evaluations per frame, 1 to 1000.
       eta: fresh noise of DDIM, 0 (none) to 1 (as much as DDPM).
     """
@@ -48,8 +49,9 @@ def make_sampler(name: str, steps: int, schedule: Schedule, eta: float = 0.0) ->
         raise ValueError(f"sampler {name!r} is unknown, expected one of {', '.join(SAMPLERS)}")
     if eta and name != "ddim":
         raise ValueError(f"eta {eta} belongs to the ddim sampler, {name} is deterministic")
-    times = sampling_times(steps, "leading" if name == "ddim" else "linspace", schedule.steps)
-    if name == "ddim":  # its stride reaches back from each time, over the table's beginning to the clean latents
+    spacing = "linspace" if name != "ddim" else "trailing" if schedule.zero_terminal_snr else "leading"
+    times = sampling_times(steps, spacing, schedule.steps)
+    if spacing == "leading":  # its stride reaches back from each time, over the table's beginning to the clean latents
         before = times - schedule.steps // steps
         abar_to = np.where(before >= 0, schedule.abar[before], 1.0)
     else:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 KINDS = ("linear", "scaled_linear")
-PREDICTIONS = ("epsilon", "v")
+PREDICTIONS = ("epsilon", "v", "sample")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Schedule:
 
     Attributes:
       kind: "linear" betas, or "scaled_linear": linear in their square roots.
-      prediction: what the network gives, "epsilon" or "v" (*Progressive Distillation*, arXiv 2202.00512).
+      prediction: what the network gives: "epsilon", "v" (*Progressive Distillation*, arXiv 2202.00512), or the clean "sample" itself.
       zero_terminal_snr: rescale so that the last time holds no signal (*Common Diffusion Noise Schedules*, arXiv 2305.08891, algorithm 1).
     """
 
@@ -35,7 +35,7 @@ class Schedule:
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction {self.prediction!r} is unknown, expected one of {', '.join(PREDICTIONS)}")
         if self.zero_terminal_snr and self.prediction == "epsilon":
-            raise ValueError("with zero_terminal_snr the last time is pure noise, from which epsilon says nothing: use prediction 'v'")
+            raise ValueError("with zero_terminal_snr the last time is pure noise, from which epsilon says nothing: use prediction 'v' or 'sample'")
 
     @property
     def abar(self) -> np.ndarray:
@@ -65,6 +65,8 @@ def signal_and_noise(x: jax.Array, output: jax.Array, alpha: jax.Array, sigma: j
     """What a network's output says of a noisy latent: its clean part x_0 and its noise eps, shapes as x."""
     if prediction == "v":
         return alpha * x - sigma * output, alpha * output + sigma * x
+    if prediction == "sample":
+        return output, (x - alpha * output) / sigma
     return (x - sigma * output) / alpha, output
 
 

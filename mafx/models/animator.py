@@ -5,7 +5,6 @@ the noisy latents of the frames; the z of the mixed attention's formula is the h
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +45,21 @@ SIZES = {
         autoencoder=AutoencoderConfig(widths=(8, 16, 16, 16), groups=8),
         text=TextConfig(width=32, hidden=64, layers=2, heads=4),
     ),
-    # Learnt from nothing on 32x32 pictures: patches of two pixels instead of an autoencoder, no words.
+    # Learnt from nothing on 32x32 pictures: patches of four pixels instead of an autoencoder, positions given, no words.
     "puppets": AnimatorConfig(
         unet=UNetConfig(
-            widths=(48, 96), attends=(True, True), layers=1, heads=4, groups=8, channels=12, text_width=16, motion=MotionConfig(heads=4, groups=8)
+            widths=(64, 96),
+            attends=(True, True),
+            layers=1,
+            heads=4,
+            groups=8,
+            channels=48,
+            text_width=16,
+            positions=True,
+            motion=MotionConfig(heads=4, groups=8),
         ),
-        pose_widths=(16, 32),
-        autoencoder=PatchesConfig(),
+        pose_widths=(16, 32, 48),
+        autoencoder=PatchesConfig(factor=4),
         text=TextConfig(width=16, hidden=32, layers=1, heads=2, positions=2, vocabulary=2),
     ),
 }
@@ -121,15 +128,10 @@ class Animator(nn.Module):
         return self.decode_latents(prediction[:, 0].astype(image.dtype))
 
 
-def init_parameters(config: AnimatorConfig, key: jax.Array) -> dict:
-    """The nested tree of parameters as training from nothing starts."""
+def parameter_shapes(config: AnimatorConfig) -> dict:
+    """The nested tree of parameters as `jax.ShapeDtypeStruct`s (float32), at no cost in memory."""
     h = 2 ** (len(config.unet.widths) - 1)
     H = h * config.autoencoder.factor
     ids, t = jnp.zeros((1, config.text.positions), jnp.int32), jnp.zeros((1,), jnp.int32)
     image, motion, latents = (jnp.zeros(shape) for shape in ((1, H, H, 3), (1, 1, H, H, 3), (1, 1, h, h, config.unet.channels)))
-    return Animator(config).init(key, ids, image, motion, latents, t)["params"]
-
-
-def parameter_shapes(config: AnimatorConfig) -> dict:
-    """The nested tree of parameters as `jax.ShapeDtypeStruct`s (float32), at no cost in memory."""
-    return jax.eval_shape(functools.partial(init_parameters, config), jax.random.key(0))
+    return jax.eval_shape(Animator(config).init, jax.random.key(0), ids, image, motion, latents, t)["params"]

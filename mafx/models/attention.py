@@ -4,6 +4,7 @@ Tokens are `b f n c`: every frame has its own `n`. What all frames of an example
 once and never repeated along `f`. In einsum strings `a` counts attention heads and `d` their width.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -68,9 +69,14 @@ def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep
     scores = [jnp.einsum(pattern, q, k, preferred_element_type=jnp.float32) for pattern, _, (k, _) in parts]
     if keep is not None:
         scores[-1] = jnp.where(keep.reshape(len(keep), 1, 1, 1, -1), scores[-1], -jnp.inf)
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1) * q.shape[-1] ** -0.5, axis=-1).astype(q.dtype)
-    split = jnp.split(weights, [scores[0].shape[-1]], axis=-1)
-    return sum(jnp.einsum(pattern, part, v) for part, (_, pattern, (_, v)) in zip(split, parts, strict=False))
+    # softmax over both parts without joining them: weights relative to the largest score of all, their sum divided out at the end
+    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [x.max(-1, keepdims=True) for x in scores]))
+    weights = [jnp.exp((x - top) * q.shape[-1] ** -0.5) for x in scores]
+    total = rearrange(sum(x.sum(-1) for x in weights), "b f a n -> b f n a 1")
+    out = sum(
+        jnp.einsum(pattern, x.astype(q.dtype), v, preferred_element_type=jnp.float32) for x, (_, pattern, (_, v)) in zip(weights, parts, strict=True)
+    )
+    return (out / total).astype(q.dtype)
 
 
 def _keep_per_key(keep: jax.Array | None, own: KeysValues | None, shared: KeysValues | None) -> jax.Array | None:
@@ -118,6 +124,21 @@ def _cudnn(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep
     return out.reshape(b, f, n, *out.shape[-2:])
 
 
+def grid_sinusoid(h: int, w: int, width: int) -> jax.Array:
+    """Places on a grid, `n width`, float32: sinusoids of the row in the first half of the channels, of the column in the second.
+
+    Added to queries and keys (not to values), they favour the same place, in oneself and in the reference, from the start: what a network that
+    learns from nothing would need long to find out.
+    """
+
+    def along(n: int) -> jax.Array:
+        angles = jnp.arange(n, dtype=jnp.float32)[:, None] * jnp.pi / 2 ** jnp.linspace(1.0, 4.0, width // 4)[None]  # a turn of 4 to 32 places
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+    rows, columns = repeat(along(h), "h d -> (h w) d", w=w), repeat(along(w), "w d -> (h w) d", h=h)
+    return 2 * jnp.concatenate([rows, columns], axis=-1)
+
+
 class Attention(nn.Module):
     """Multi-head attention of tokens `b f n c`: to themselves, to themselves and a reference, or to a context.
 
@@ -129,8 +150,16 @@ class Attention(nn.Module):
     kernel: str = "auto"
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, reference: jax.Array | PartialReference | None = None, context: jax.Array | None = None) -> jax.Array:
-        """`x`: `b f n c`; `reference`: `b m c`, attended besides x itself; `context`: `b m c'`, attended instead of x."""
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        reference: jax.Array | PartialReference | None = None,
+        context: jax.Array | None = None,
+        place: tuple[int, int] | None = None,
+    ) -> jax.Array:
+        """`x`: `b f n c`; `reference`: `b m c`, attended besides x itself; `context`: `b m c'`, attended instead of x; `place`: rows and columns of
+        the grid that x and reference are, where their places count."""
         reference, keep = reference if isinstance(reference, PartialReference) else (reference, None)
         width = x.shape[-1]
         to_q, to_k, to_v = (nn.Dense(width, use_bias=False, name=name) for name in ("to_q", "to_k", "to_v"))
@@ -138,13 +167,19 @@ class Attention(nn.Module):
         def heads(y: jax.Array) -> jax.Array:
             return rearrange(y, "... (a d) -> ... a d", a=self.heads)
 
+        def placed(y: jax.Array) -> jax.Array:
+            if place is None:
+                return y
+            places = rearrange(grid_sinusoid(*place, y.shape[-1]).astype(y.dtype), "n d -> n 1 d")
+            return y + jnp.expand_dims(places, range(y.ndim - places.ndim))
+
         def keys_values(y: jax.Array) -> KeysValues:
-            return heads(to_k(y)), heads(to_v(y))
+            return placed(heads(to_k(y))), heads(to_v(y))
 
         own = keys_values(x) if context is None else None
         common = reference if context is None else context
         shared = None if common is None else keys_values(common)
-        out = attention(heads(to_q(x)), own, shared, keep, kernel=self.kernel)
+        out = attention(placed(heads(to_q(x))), own, shared, keep, kernel=self.kernel)
         return nn.Dense(width, name="to_out")(rearrange(out, "... a d -> ... (a d)"))
 
 
@@ -169,11 +204,13 @@ class TransformerBlock(nn.Module):
     feature_only: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, text: jax.Array, reference: jax.Array | None = None) -> tuple[jax.Array | None, jax.Array]:
+    def __call__(
+        self, x: jax.Array, text: jax.Array, reference: jax.Array | None = None, place: tuple[int, int] | None = None
+    ) -> tuple[jax.Array | None, jax.Array]:
         feature = LayerNorm(name="norm1")(x)
         if self.feature_only:
             return None, feature
-        x = x + Attention(self.heads, self.kernel, name="attn1")(feature, reference=reference)
+        x = x + Attention(self.heads, self.kernel, name="attn1")(feature, reference=reference, place=place)
         x = x + Attention(self.heads, self.kernel, name="attn2")(LayerNorm(name="norm2")(x), context=text)
         x = x + FeedForward(name="ff")(LayerNorm(name="norm3")(x))
         return x, feature
@@ -186,13 +223,15 @@ class SpatialTransformer(nn.Module):
     groups: int = 32
     kernel: str = "auto"
     feature_only: bool = False
+    positions: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, text: jax.Array, reference: jax.Array | None = None) -> tuple[jax.Array | None, jax.Array]:
         h, w, c = x.shape[-3:]
         y = GroupNorm(self.groups, 1e-6, batch_axes=2, name="norm")(x)
         y = rearrange(nn.Dense(c, name="proj_in")(y), "b f h w c -> b f (h w) c")
-        y, feature = TransformerBlock(self.heads, self.kernel, self.feature_only, name="transformer_blocks_0")(y, text, reference)
+        place = (h, w) if self.positions else None
+        y, feature = TransformerBlock(self.heads, self.kernel, self.feature_only, name="transformer_blocks_0")(y, text, reference, place)
         if self.feature_only:
             return None, feature
         y = nn.Dense(c, name="proj_out")(rearrange(y, "b f (h w) c -> b f h w c", h=h, w=w))

@@ -39,7 +39,7 @@ class PatchesConfig:
     """Latents that are patches of `factor` by `factor` pixels: nothing is lost and nothing saved. For small models learnt from nothing."""
 
     factor: int = 2
-    scaling: float = 2.0  # to a standard deviation of about 1
+    scaling: float = 3.0  # to a standard deviation of about 1
 
     @property
     def channels(self) -> int:

@@ -24,7 +24,7 @@ class PoseEmbedding(nn.Module):
         for i, (width, wider) in enumerate(zip(self.widths[:-1], self.widths[1:], strict=True)):
             x = nn.silu(conv3x3(width, f"blocks_{2 * i}")(x))
             x = nn.silu(conv3x3(wider, f"blocks_{2 * i + 1}", stride=2)(x))
-        return conv3x3(self.out_width, "conv_out", zero=True)(x)
+        return conv3x3(self.out_width, "conv_out")(x)
 
 
 class ControlNet(nn.Module):
@@ -41,7 +41,7 @@ class ControlNet(nn.Module):
         x, _ = MiddleBlock(c, c.widths[-1], name="mid_block")(x, temb, text, {})
 
         def zero_conv(y: jax.Array, name: str) -> jax.Array:
-            return nn.Dense(y.shape[-1], kernel_init=nn.initializers.zeros_init(), name=name)(y)
+            return nn.Dense(y.shape[-1], name=name)(y)
 
         return Residuals(
             skips=tuple(zero_conv(skip, f"controlnet_down_blocks_{i}") for i, skip in enumerate(skips)),

@@ -76,10 +76,9 @@ class LayerNorm(nn.Module):
         return _scale_and_shift(self, y).astype(x.dtype)
 
 
-def conv3x3(channels: int, name: str, *, stride: int = 1, zero: bool = False, dtype: jnp.dtype | None = None) -> nn.Conv:
+def conv3x3(channels: int, name: str, *, stride: int = 1, dtype: jnp.dtype | None = None) -> nn.Conv:
     """A 3x3 convolution that pads one pixel on every side, also at stride 2 (JAX's SAME pads the high side only)."""
-    init = nn.initializers.zeros_init() if zero else nn.initializers.lecun_normal()
-    return nn.Conv(channels, (3, 3), (stride, stride), padding=((1, 1), (1, 1)), kernel_init=init, dtype=dtype, name=name)
+    return nn.Conv(channels, (3, 3), (stride, stride), padding=((1, 1), (1, 1)), dtype=dtype, name=name)
 
 
 class ResidualBlock(nn.Module):

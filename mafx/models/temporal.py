@@ -59,7 +59,7 @@ class TemporalBlock(nn.Module):
 
 
 class TemporalTransformer(nn.Module):
-    """`b f h w c` -> `b f h w c`; at initialisation the identity, because its last projection starts at zero."""
+    """`b f h w c` -> `b f h w c`."""
 
     config: MotionConfig
 
@@ -69,5 +69,5 @@ class TemporalTransformer(nn.Module):
         y = GroupNorm(self.config.groups, 1e-6, batch_axes=2, name="norm")(x)
         y = rearrange(nn.Dense(c, name="proj_in")(y), "b f h w c -> b (h w) f c")
         y = TemporalBlock(self.config, name="transformer_blocks_0")(y)
-        y = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), name="proj_out")(y)
+        y = nn.Dense(c, name="proj_out")(y)
         return x + rearrange(y, "b (h w) f c -> b f h w c", h=h, w=w)

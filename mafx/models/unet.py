@@ -33,6 +33,7 @@ class UNetConfig:
     text_width: int = 768
     motion: MotionConfig | None = None  # temporal transformers after every layer, none in the middle
     norm_per_frame: bool = False  # statistics of the residual blocks' norms: each frame alone, or all frames together
+    positions: bool = False  # self-attention begins with a bias to the same place, see attention.grid_sinusoid; Stable Diffusion learnt places
     features_only: bool = False  # stop at the last feature: an appearance encoder
     attention_kernel: str = "auto"  # see attention.attention
     remat: bool = False  # recompute the inside of every block in the backward pass
@@ -78,7 +79,7 @@ class _Level(nn.Module):
     @nn.nowrap
     def transform(self, i: int, x, text, reference, features, feature_only: bool = False):
         c, name = self.config, f"attentions_{i}"
-        transformer = self._block(SpatialTransformer, c.heads, c.groups, c.attention_kernel, feature_only, name=name)
+        transformer = self._block(SpatialTransformer, c.heads, c.groups, c.attention_kernel, feature_only, c.positions, name=name)
         x, features[name] = transformer(x, text, reference.get(name))
         return x
 

@@ -19,6 +19,7 @@ APPEARANCE = "MagicAnimate/appearance_encoder"
 CONTROL = "MagicAnimate/densepose_controlnet"
 REQUIRED = (UNET, TEXT, AUTOENCODER, APPEARANCE, CONTROL)
 INFERENCE = "inference_config.json"
+PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}  # ours -> as diffusers says it
 PATCHES = "Patches"  # ours, no network of the published tools
 
 
@@ -58,6 +59,7 @@ def _read_unet(path: Path) -> tuple[UNetConfig, dict]:
             eps=content.get("norm_eps", 1e-5),
             channels=content.get("in_channels", 4),
             text_width=content["cross_attention_dim"],
+            positions=content.get("position_sinusoids", False),
         )
     except KeyError as error:
         raise InputError(f"{path} lacks the setting {error}") from error
@@ -86,6 +88,7 @@ def read_configs(directory: Path) -> tuple[AnimatorConfig, Schedule]:
         config = AnimatorConfig(
             unet=dataclasses.replace(unet, motion=_read_motion(directory / INFERENCE, inference.get("unet_additional_kwargs", {}), len(unet.widths))),
             pose_widths=tuple(control.get("conditioning_embedding_out_channels", AnimatorConfig.pose_widths)),
+            fusion=inference.get("fusion", AnimatorConfig.fusion),
             autoencoder=_autoencoder(autoencoder),
             text=TextConfig(
                 width=text["hidden_size"],
@@ -107,7 +110,7 @@ def read_configs(directory: Path) -> tuple[AnimatorConfig, Schedule]:
         kind=noise.get("beta_schedule", Schedule.kind),
         beta_start=noise.get("beta_start", Schedule.beta_start),
         beta_end=noise.get("beta_end", Schedule.beta_end),
-        prediction={"v_prediction": "v"}.get(name := noise.get("prediction_type", "epsilon"), name),
+        prediction={kind: name for name, kind in PREDICTION_TYPES.items()}.get(kind := noise.get("prediction_type", "epsilon"), kind),
         zero_terminal_snr=noise.get("rescale_betas_zero_snr", False),
     )
     return config, schedule
@@ -177,6 +180,8 @@ def write_configs(directory: Path, config: AnimatorConfig, schedule: Schedule) -
         "norm_eps": unet.eps,
         "norm_num_groups": unet.groups,
     }
+    if unet.positions:  # this and "fusion" below are settings of ours, left out where the published code would do the same
+        common["position_sinusoids"] = True
     both = common | {
         "center_input_sample": False,
         "out_channels": unet.channels,
@@ -195,7 +200,7 @@ def write_configs(directory: Path, config: AnimatorConfig, schedule: Schedule) -
         motion["norm_num_groups"] = unet.motion.groups
     noise = {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end, "beta_schedule": schedule.kind}
     if (schedule.prediction, schedule.zero_terminal_snr) != ("epsilon", False):
-        noise |= {"prediction_type": "v_prediction", "rescale_betas_zero_snr": schedule.zero_terminal_snr}
+        noise |= {"prediction_type": PREDICTION_TYPES[schedule.prediction], "rescale_betas_zero_snr": schedule.zero_terminal_snr}
     scheduler = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_start": 0.00085, "beta_end": 0.012}
     scheduler |= {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
     contents = {
@@ -242,7 +247,8 @@ def write_configs(directory: Path, config: AnimatorConfig, schedule: Schedule) -
                 "motion_module_kwargs": motion,
             },
             "noise_scheduler_kwargs": noise,
-        },
+        }
+        | ({} if config.fusion == AnimatorConfig.fusion else {"fusion": config.fusion}),
     }
     for name, content in contents.items():
         path = directory / name

@@ -7,7 +7,7 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from mafx.data.datasets import DATASETS, PREPARED
-from mafx.data.pipeline import CROPS
+from mafx.data.pipeline import CROPS, REFERENCES
 from mafx.diffusion.schedule import KINDS, PREDICTIONS
 from mafx.errors import InputError
 from mafx.models.animator import SIZES
@@ -42,7 +42,7 @@ def default_config(stage: str) -> ml_collections.ConfigDict:
     c.data = {"name": "", "path": "", "test_clips": 16}
     c.data.update({"train_clips": placeholder(int), "train_frames": placeholder(int)})  # of drawn puppets; of a single clip
     c.data.update({"size": (512, 512), "crop": "centre", "flip": False})
-    c.data.update({"frames": 16 if stage == "temporal" else 1, "stride": 4, "distance": 0, "workers": 0})
+    c.data.update({"frames": 16 if stage == "temporal" else 1, "stride": 4, "reference": "random", "distance": 0, "workers": 0})
     c.data.latent_cache = ""  # folder; encode every frame once, not whenever it is seen
     c.images = {"name": "", "path": ""}  # an image set for joint training, each image its own reference
     # Shares of the steps that see the image set, and single frames of clips. In the paper's terms tau_0 or tau_1, and tau_2 - tau_1.
@@ -50,7 +50,7 @@ def default_config(stage: str) -> ml_collections.ConfigDict:
 
     # Objective
     c.schedule = {"kind": "linear", "prediction": "epsilon", "zero_terminal_snr": False}
-    c.loss = {"reference_dropout": 0.1, "pose_dropout": 0.0, "noise_offset": 0.0, "min_snr_gamma": placeholder(float)}
+    c.loss = {"reference_dropout": 0.1, "pose_dropout": 0.0, "noise_offset": 0.0, "min_snr_gamma": placeholder(float), "person": 1.0}
 
     # Optimisation: AdamW
     c.batch = 8  # examples of a step, over all devices
@@ -83,6 +83,7 @@ def check_config(c: ml_collections.ConfigDict) -> None:
         "schedule.prediction": one_of(*PREDICTIONS),
         "data.name": one_of(*DATASETS),
         "data.crop": one_of(*CROPS),
+        "data.reference": one_of(*REFERENCES),
         "images.name": one_of(*PREPARED) if c.joint.images else one_of("", *PREPARED),
         "data.size": (lambda x: len(x) == 2 and all(n > 0 and n % reduction == 0 for n in x), f"rows and columns, multiples of {reduction}"),
         "joint.frames": (lambda x: 0 <= x <= 1 - c.joint.images, "at most what config.joint.images leaves of 1"),
@@ -91,7 +92,8 @@ def check_config(c: ml_collections.ConfigDict) -> None:
     rules |= dict.fromkeys(("joint.images", "loss.reference_dropout", "loss.pose_dropout", "ema"), share)
     counts = ("batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames", "keep")
     rules |= dict.fromkeys((*counts, "data.frames", "data.stride"), at_least(1))
-    rules |= dict.fromkeys(("warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers"), at_least(0))
+    amounts = ("warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers")
+    rules |= dict.fromkeys((*amounts, "loss.person"), at_least(0))
     for name, (fits, wanted) in rules.items():
         if not fits(found[name]):
             raise InputError(f"config.{name}: expected {wanted}, found {found[name]!r}")

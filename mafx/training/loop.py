@@ -25,9 +25,9 @@ from mafx.models.animator import SIZES, Animator, AnimatorConfig
 from mafx.training.checkpoints import Checkpoints, read_parameters
 from mafx.training.config import check_config
 from mafx.training.flops import count_flops, matmul_rate
-from mafx.training.sharding import batch_sharding, distribute_batch, make_mesh, parameter_sharding, replicated
+from mafx.training.sharding import distribute_batch, make_mesh, replicated
 from mafx.training.start import make_tokenizer, start
-from mafx.training.step import Flat, diffusion_loss, make_optimiser, make_step, unflatten
+from mafx.training.step import Flat, compile_step, make_optimiser, unflatten
 from mafx.training.watch import Journal, Meter, show
 
 log = logging.getLogger("mafx")
@@ -51,13 +51,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     mesh, networks, schedule = make_mesh(config.mesh), Animator(sizes), Schedule(**config.schedule)
     if config.batch % mesh.size:
         raise InputError(f"config.batch: expected a multiple of the {mesh.size} devices, found {config.batch}")
-    optimiser, rate = make_optimiser(config)
     checkpoints, journal = Checkpoints(workdir, config.keep, config.keep_best), Journal(workdir)
-    state, examples = start(config, sizes, mesh, optimiser, workdir, checkpoints)
+    state, examples = start(config, sizes, mesh, make_optimiser(config)[0], workdir, checkpoints)
     tokenizer = make_tokenizer(sizes, workdir)
 
     # -- Data, from where it was left
-    settings = {name: config.data[name] for name in ("frames", "stride", "distance", "flip", "crop")}
+    settings = {name: config.data[name] for name in ("frames", "stride", "reference", "distance", "flip", "crop")}
     sampling = Sampling(size=tuple(config.data.size), **settings)
     if config.data.latent_cache:
         encode = jax.jit(lambda flat, frames: networks.apply({"params": unflatten(flat)}, frames, method="encode_image"))
@@ -67,41 +66,44 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     iterator = batches(clips, sampling, config.batch, config.seed, images=images, joint=Joint(**config.joint), start=examples, **share)
 
     # -- The step, compiled for every kind of batch that comes
-    loss = diffusion_loss(networks, schedule, tokenizer(""), config.loss)
-    sharding = parameter_sharding(mesh, state)
-    shardings = {"in_shardings": (sharding, batch_sharding(mesh)), "out_shardings": (sharding, replicated(mesh))}
-    step = jax.jit(make_step(loss, optimiser, rate, config), donate_argnums=0, **shardings)
-    compiled = {}
+    step, compiled = compile_step(config, sizes, tokenizer(""), mesh, state), {}
 
     count = sum(x.size for x in state.trainable.values()), sum(x.size for x in state.frozen.values())
     log.info("%s: %s parameters are trained, %s frozen; %d clips, %d held out.", config.stage, *map("{:,}".format, count), len(clips), len(held_out))
-    bar = tqdm(initial=int(state.step), total=config.steps, desc=config.stage, unit="step", disable=not first_process)
+    done, unread = int(state.step), []
+    bar = tqdm(initial=done, total=config.steps, desc=config.stage, unit="step", disable=not first_process)
     meter, stop = Meter(matmul_rate(jnp.dtype(config.dtype))), StopSignal()
-    while (done := int(state.step)) < config.steps:
+    while done < config.steps:
         batch = next(iterator)
-        arrays = distribute_batch(mesh, batch)
+        done, examples = done + 1, examples + config.batch
+        arguments = state, distribute_batch(mesh, batch), np.asarray(done, np.int32)
         frames = batch["video"].shape[1]
         if frames not in compiled:
-            traced = step.trace(state, arrays)
+            traced = step.trace(*arguments)
             compiled[frames] = traced.lower().compile(), count_flops(traced.jaxpr)
         run, flops = compiled[frames]
-        state, metrics = run(state, arrays)
-        done, examples = done + 1, examples + config.batch
+        state, metrics = run(*arguments)
+        unread.append((done, batch, metrics))
         bar.update()
-        meter.add(config.batch, flops)
-        if int(state.step) != done:  # the state refused the update
-            keep_evidence(workdir, done, batch, state, checkpoints, config, examples)
-        if done % config.log_every == 0 or done == config.steps:
-            values = {name: float(x) for name, x in metrics.items()} | meter.read()
+
+        stopping, last, scores = stop(done), done == config.steps, None
+        due = {what: last or done % config[f"{what}_every"] == 0 for what in ("log", "show", "save")}
+        while len(unread) > (0 if stopping or any(due.values()) else 1):  # a step is looked at while the next one runs: devices do not wait
+            number, its_batch, metrics = unread.pop(0)
+            values = {name: float(x) for name, x in metrics.items()}
+            if not values.pop("finite"):
+                keep_evidence(workdir, number, its_batch, state, checkpoints, config, examples - (done - number + 1) * config.batch)
+            meter.add(config.batch, flops, values)
+        if due["log"]:
+            values = meter.read()
             journal.write(done, values)
             bar.set_postfix(loss=f"{values['loss']:.4f}")
-        stopping, last, scores = stop(done), done == config.steps, None
-        if config.show_clips and (last or done % config.show_every == 0):
+        if config.show_clips and due["show"]:
             model = Model(sizes, unflatten(gather(state.frozen | state.ema, mesh)), tokenizer, schedule)
             scores, video = show(model, held_out[: config.show_clips], sampling, config.show_frames, config.show_guidance)
             journal.write(done, scores)
             journal.show(done, video)
-        if stopping or last or done % config.save_every == 0:
+        if stopping or due["save"]:
             checkpoints.save(state, {"examples": examples}, config, scores)
         if stopping:
             log.info("Stopped by a signal at step %d; the same command goes on from there.", done)
@@ -112,11 +114,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
 
 def keep_evidence(workdir: Path, step: int, batch: dict, state, checkpoints: Checkpoints, config: ml_collections.ConfigDict, examples: int) -> None:
-    """The state before the step and its batch, then FloatingPointError."""
+    """The state before the step, which had seen so many examples, and its batch; then FloatingPointError."""
     path = workdir / f"non_finite_{step}_{jax.process_index()}.npz"
     np.savez(path, **batch)
     if checkpoints.latest != step - 1:
-        checkpoints.save(state, {"examples": examples - config.batch}, config)
+        checkpoints.save(state, {"examples": examples}, config)
     checkpoints.close()
     seen = "\n  ".join(batch["key"])
     raise FloatingPointError(f"the loss or gradient of step {step} is not finite. The state before it is saved, its batch is in {path}:\n  {seen}")

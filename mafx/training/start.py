@@ -2,7 +2,10 @@
 
 import functools
 import logging
+import math
+import re
 import shutil
+import zlib
 from pathlib import Path
 
 import jax
@@ -13,7 +16,8 @@ import optax
 from jax.sharding import Mesh
 
 from mafx.errors import InputError
-from mafx.models.animator import AnimatorConfig, init_parameters, parameter_shapes
+from mafx.models.animator import AnimatorConfig, parameter_shapes
+from mafx.models.temporal import frame_sinusoid
 from mafx.models.text import Tokenizer
 from mafx.pretrained.layout import load_stable_diffusion
 from mafx.training.checkpoints import Checkpoints, read_parameters
@@ -46,14 +50,29 @@ def start(
     twins = {name: twin for name in names if name not in params and (twin := _twin(name, names))}
     missing = {name: x for name, x in names.items() if name not in params and name not in twins}
     if missing:
-        log.info("%d of %d tensors start at random, %d as copies of the UNet's.", len(missing), len(names), len(twins))
-        draw = jax.jit(
-            lambda key: {name: x for name, x in flatten(init_parameters(sizes, key)).items() if name in missing},
-            out_shardings=parameter_sharding(mesh, missing),
-        )
-        params |= draw(jax.random.key(config.seed))
+        log.info("%d of %d tensors start anew, %d as copies of the UNet's.", len(missing), len(names), len(twins))
+        where = parameter_sharding(mesh, missing)
+        for name, x in missing.items():  # one after the other: the host never holds more than one
+            params |= distribute_parameters({name: where[name]}, {name: initial_value(name, x.shape, config.seed)})
     params |= {name: params[twin] for name, twin in twins.items()}
     return jax.jit(lambda flat: begin(unflatten(flat)), out_shardings=sharding)(params), 0
+
+
+# The last layer of every residual branch, and of the UNet: a network from nothing begins with its skips and an answer of zero, as Stable Diffusion,
+# ControlNet and AnimateDiff did.
+ZEROS = r"^(unet|appearance|control)/.*(resnets_\d+/conv2|(attentions|motion_modules)_\d+/proj_out|conv_out|controlnet_\w+_blocks?(_\d+)?)/kernel$"
+
+
+def initial_value(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """What a parameter starts from, float32: kernels normal with standard deviation 1 / sqrt(fan-in) or zero, norms the identity."""
+    kind = name.rsplit("/", 1)[-1]
+    if kind == "pe":
+        return frame_sinusoid(*shape)
+    if kind in ("bias", "scale") or re.search(ZEROS, name):
+        return np.full(shape, kind == "scale", np.float32)
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # the same whatever else is drawn
+    deviation = {"kernel": math.prod(shape[:-1]) ** -0.5, "embedding": 0.02}[kind]  # of embeddings as CLIP's
+    return np.float32(deviation) * rng.standard_normal(shape, np.float32)
 
 
 def _twin(name: str, names: Flat) -> str | None:

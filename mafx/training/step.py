@@ -3,6 +3,7 @@
 Parameters are flat dicts here, "unet/encoder/conv_in/kernel" -> array: what freezing rules, sharding and checkpoints want.
 """
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -14,12 +15,14 @@ import ml_collections
 import numpy as np
 import optax
 from einops import rearrange, repeat
+from jax.sharding import Mesh
 
 from mafx.densepose import BACKGROUND
 from mafx.diffusion.losses import corrupt, loss_weights
 from mafx.diffusion.schedule import Schedule
-from mafx.models.animator import Animator
+from mafx.models.animator import Animator, AnimatorConfig
 from mafx.models.attention import PartialReference
+from mafx.training.sharding import batch_sharding, parameter_sharding, replicated
 
 Flat = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
@@ -114,13 +117,23 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
             keep = ~jax.random.bernoulli(reference_key, options.reference_dropout, (b,))
             bank = jax.tree.map(lambda y: PartialReference(y, keep), bank)
         residuals = apply("pose", noisy, t, text, motion.astype(dtype) / jnp.asarray(255, dtype))
-        error = jnp.square(apply("predict", noisy, t, text, bank, residuals) - corrupted.target).mean((1, 2, 3, 4))
+        error = jnp.square(apply("predict", noisy, t, text, bank, residuals) - corrupted.target).mean(-1)
+        if options.person != 1:
+            weight = jnp.where(shows_person(motion, error.shape), options.person, 1.0)
+            error = error * weight / weight.mean((1, 2, 3), keepdims=True)
+        error = error.mean((1, 2, 3))
         weighted = (loss_weights(t, schedule, options.min_snr_gamma) * error).mean()
         quarter = t // (schedule.steps // 4)
-        buckets = {f"loss_t{i}": jnp.where(quarter == i, error, 0).sum() / jnp.maximum((quarter == i).sum(), 1).astype(jnp.float32) for i in range(4)}
+        buckets = {f"loss_t{i}": jnp.where(quarter == i, error, 0).sum() / (quarter == i).sum().astype(jnp.float32) for i in range(4)}  # nan: none
         return weighted, buckets
 
     return loss
+
+
+def shows_person(motion: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Bool `b f h w`: latents with a pixel of the person, by the renders `b f H W 3`."""
+    seen = (motion != jnp.asarray(BACKGROUND, jnp.uint8).reshape(1, 1, 1, 1, 3)).any(-1)
+    return rearrange(seen, "b f (h p) (w q) -> b f h w (p q)", h=shape[2], w=shape[3]).any(-1)
 
 
 def _pixels(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
@@ -128,13 +141,14 @@ def _pixels(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
 
 
 def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.Schedule, config: ml_collections.ConfigDict):
-    """(state, batch) -> (state, metrics). Only the trainable parameters are differentiated; frozen ones pass through untouched.
+    """(state, batch, number of the step) -> (state, metrics). Only the trainable parameters are differentiated; frozen ones pass untouched.
 
-    Where the loss or the gradient is not finite the state stays as it was, so that it can be looked into.
+    Where the loss or the gradient is not finite the state stays as it was, so that it can be looked into; it then refuses all that follows, whose
+    numbers no longer fit, and nobody has to look after every step.
     """
     dtype = jnp.dtype(config.dtype)
 
-    def step(state: State, batch: Batch) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: State, batch: Batch, number: jax.Array) -> tuple[State, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def of_trainable(trainable: Flat):
@@ -148,17 +162,33 @@ def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.S
         done = state.step.astype(jnp.float32) + 1
         decay = jnp.minimum(config.ema, done / (done + 10))  # follows closely at first
         ema = jax.tree.map(lambda a, x: a + (1 - decay) * (x - a), state.ema, trainable)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm := optax.global_norm(gradient))
         metrics = {
+            "finite": finite,
             "loss": value,
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": norm,
             "parameter_norm": optax.global_norm(trainable),
             "learning_rate": learning_rate,
             **extra,
         }
         after = (state.step + 1, trainable, optimiser_state, ema)
         before = (state.step, state.trainable, state.optimiser, state.ema)
-        finite = jnp.isfinite(value) & jnp.isfinite(metrics["gradient_norm"])
-        count, trainable, optimiser_state, ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+        fits = finite & (state.step + 1 == number)
+        count, trainable, optimiser_state, ema = jax.tree.map(lambda new, old: jnp.where(fits, new, old), after, before)
         return State(count, trainable, state.frozen, optimiser_state, ema), metrics
 
     return step
+
+
+def compile_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, ids: np.ndarray, mesh: Mesh, state: State):
+    """The jitted step of a run on a mesh; `state` may be shapes. The old state's memory is given to the new one."""
+    if not any("motion_modules" in name for name in state.trainable):  # single frames are denoised without (*MagicAnimate*, section 3.4)
+        sizes = dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, motion=None))
+    loss = diffusion_loss(Animator(sizes), Schedule(**config.schedule), ids, config.loss)
+    sharding, whole = parameter_sharding(mesh, state), replicated(mesh)
+    return jax.jit(
+        make_step(loss, *make_optimiser(config), config),
+        in_shardings=(sharding, batch_sharding(mesh), whole),
+        out_shardings=(sharding, whole),
+        donate_argnums=0,
+    )

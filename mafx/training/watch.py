@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import resource
 import time
 from fractions import Fraction
@@ -59,26 +60,29 @@ class Journal:
 
 
 class Meter:
-    """Speed since the last reading."""
+    """Means of what the steps since the last reading gave, and their speed."""
 
     def __init__(self, matmul_rate: float):
         self._rate = matmul_rate * jax.device_count()
         self._restart()
 
     def _restart(self) -> None:
-        self._began, self._examples, self._flops = time.perf_counter(), 0, 0
+        self._began, self._examples, self._flops, self._values = time.perf_counter(), 0, 0, []
 
-    def add(self, examples: int, flops: int) -> None:
+    def add(self, examples: int, flops: int, values: dict[str, float]) -> None:
         self._examples += examples
         self._flops += flops
+        self._values.append(values)
 
     def read(self) -> dict[str, float]:
-        """Examples per second, the share of the devices' matmul rate that the networks' arithmetic takes, and the largest memory so far in GiB."""
+        """Means without what is not a number (loss of timesteps that no example had), examples per second, the share of the devices' matmul rate that
+        the networks' arithmetic takes, and the largest memory so far in GiB."""
         seconds = time.perf_counter() - self._began
-        values = {"examples_per_second": self._examples / seconds, "flop_utilisation": self._flops / seconds / self._rate}
-        values["memory_gib"] = peak_memory() / 2**30
+        columns = {name: [x for values in self._values if not math.isnan(x := values[name])] for name in self._values[0]}
+        means = {name: float(np.mean(column)) for name, column in columns.items() if column}
+        speed = {"examples_per_second": self._examples / seconds, "flop_utilisation": self._flops / seconds / self._rate}
         self._restart()
-        return values
+        return means | speed | {"memory_gib": peak_memory() / 2**30}
 
 
 def peak_memory() -> int:
