@@ -34,7 +34,7 @@ def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
 
     if stage == "appearance":
         config.train_only = (("motion_modules", False), (".*", True))
-        config.batch, config.steps = 16, 2200
+        config.batch, config.steps = 16, 4000
     else:
         config.data.frames = 8
         config.joint.frames = 0.0
