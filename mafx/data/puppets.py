@@ -86,7 +86,7 @@ class Identity:
             height=rng.uniform(0.86, 1.0),
             width=rng.uniform(0.8, 1.25),
             head=rng.uniform(0.9, 1.15),
-            background=(wall + 0.1 * rng.uniform(-1, 1, 3), wall + 0.1 * rng.uniform(-1, 1, 3), 0.7 * wall + 0.1 * rng.uniform(-1, 1, 3), waves),
+            background=(wall + colour(-0.1, 0.1), wall + colour(-0.1, 0.1), 0.7 * wall + colour(-0.1, 0.1), waves),
         )
 
 

@@ -83,17 +83,17 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             compiled[frames] = traced.lower().compile(), count_flops(traced.jaxpr)
         run, flops = compiled[frames]
         state, metrics = run(*arguments)
-        unread.append((done, batch, metrics))
+        unread.append((done, batch, flops, metrics))
         bar.update()
 
         stopping, last, scores = stop(done), done == config.steps, None
         due = {what: last or done % config[f"{what}_every"] == 0 for what in ("log", "show", "save")}
         while len(unread) > (0 if stopping or any(due.values()) else 1):  # a step is looked at while the next one runs: devices do not wait
-            number, its_batch, metrics = unread.pop(0)
+            number, its_batch, its_flops, metrics = unread.pop(0)
             values = {name: float(x) for name, x in metrics.items()}
             if not values.pop("finite"):
                 keep_evidence(workdir, number, its_batch, state, checkpoints, config, examples - (done - number + 1) * config.batch)
-            meter.add(config.batch, flops, values)
+            meter.add(config.batch, its_flops, values)
         if due["log"]:
             values = meter.read()
             journal.write(done, values)

@@ -162,7 +162,8 @@ def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.S
         done = state.step.astype(jnp.float32) + 1
         decay = jnp.minimum(config.ema, done / (done + 10))  # follows closely at first
         ema = jax.tree.map(lambda a, x: a + (1 - decay) * (x - a), state.ema, trainable)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm := optax.global_norm(gradient))
+        norm = optax.global_norm(gradient)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
         metrics = {
             "finite": finite,
             "loss": value,
@@ -182,7 +183,7 @@ def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.S
 
 def compile_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, ids: np.ndarray, mesh: Mesh, state: State):
     """The jitted step of a run on a mesh; `state` may be shapes. The old state's memory is given to the new one."""
-    if not any("motion_modules" in name for name in state.trainable):  # single frames are denoised without (*MagicAnimate*, section 3.4)
+    if not any("motion_modules" in name for name in state.trainable):  # the appearance stage sees single frames, as published
         sizes = dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, motion=None))
     loss = diffusion_loss(Animator(sizes), Schedule(**config.schedule), ids, config.loss)
     sharding, whole = parameter_sharding(mesh, state), replicated(mesh)
