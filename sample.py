@@ -2,6 +2,10 @@
 
     python sample.py --pretrained DIR --reference person.png --motion densepose.mp4 --out person.mp4
 
+or every held-out clip of a training run, measured against the truth, and clip by clip against another evaluation:
+
+    python sample.py --workdir DIR --split test [--against DIR]
+
 Without --pretrained, --reference or --motion, puppets drawn by mafx stand in for what is not given.
 """
 
@@ -19,11 +23,17 @@ from absl import app, flags
 import mafx
 from mafx import densepose, media
 from mafx.data import puppets
+from mafx.data.datasets import find_clips
+from mafx.data.pipeline import Sampling
 from mafx.diffusion.samplers import SAMPLERS
 from mafx.diffusion.windows import FUSION_WEIGHTS, PLANS
 from mafx.errors import InputError
+from mafx.evaluation.protocol import compare, evaluate, read_metrics, table
+from mafx.model import Model
 from mafx.models.animator import FUSIONS
-from mafx.training.loop import load_workdir, trained_size
+from mafx.processes import join_processes
+from mafx.training.checkpoints import find_step
+from mafx.training.loop import load_workdir, read_config
 
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
@@ -31,6 +41,9 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string("pretrained", None, "folder of published weights; without it, small random ones (the result is noise, the way to it is real)")
 flags.DEFINE_string("workdir", None, "folder of a training run, instead of --pretrained")
 flags.DEFINE_string("checkpoint", "latest", "of --workdir: a step, latest, or best (by the scores of held-out clips)")
+flags.DEFINE_enum("split", None, ["train", "test"], "animate and measure these clips of --workdir's data; results go to --out, or DIR/evaluation")
+flags.DEFINE_integer("clips", None, "with --split: only the first so many", lower_bound=1)
+flags.DEFINE_string("against", None, "with --split: another evaluation of the same clips, to be compared with clip by clip")
 flags.DEFINE_string("reference", None, "picture of the person; without it, a puppet")
 flags.DEFINE_string("motion", None, "DensePose video, or a folder of frames; without it, a puppet's motion")
 flags.DEFINE_string("out", "animation.mp4", "what to write: .mp4, .gif, .webp, or a folder of PNGs where there is no extension")
@@ -42,7 +55,7 @@ flags.DEFINE_enum("fit", "crop", media.FITS, "how pictures of another shape are 
 flags.DEFINE_integer("frames", None, "animate only the first so many frames of the motion", lower_bound=1)
 flags.DEFINE_integer("stride", 1, "take every so many-th frame of the motion", lower_bound=1)
 flags.DEFINE_integer("steps", 25, "of the sampler", lower_bound=1)
-flags.DEFINE_float("guidance", 7.5, "scale of classifier-free guidance; 1 and below computes only the conditional half", lower_bound=0)
+flags.DEFINE_float("guidance", None, "scale of guidance by the reference, by default 7.5, or --workdir's; 1 and below halves the work", lower_bound=0)
 flags.DEFINE_float("control_scale", 1.0, "factor on the influence of the motion")
 flags.DEFINE_integer("seed", 0, "of the starting noise")
 flags.DEFINE_enum("sampler", "ddim", SAMPLERS, "of the diffusion")
@@ -67,12 +80,15 @@ def main(arguments: list[str]) -> None:
     try:
         if arguments[1:]:
             raise InputError(f"{arguments[1]!r} belongs to no flag; --help lists them")
-        run()
+        join_processes()
+        if FLAGS.pretrained and FLAGS.workdir:
+            raise InputError("expected one of --pretrained and --workdir, found both")
+        evaluate_split() if FLAGS.split else animate_one()
     except InputError as error:
         sys.exit(complain(error))
 
 
-def run() -> None:
+def animate_one() -> None:
     out = Path(FLAGS.out)
     record = out.with_name(f"{out.stem}.json")
     for path in (out, record):
@@ -81,12 +97,7 @@ def run() -> None:
     media.check_writable(out)
 
     # -- What goes in
-    if FLAGS.pretrained and FLAGS.workdir:
-        raise InputError("expected one of --pretrained and --workdir, found both")
-    if FLAGS.size:
-        size = parse_size(FLAGS.size)
-    else:
-        size = trained_size(Path(FLAGS.workdir)) if FLAGS.workdir else (512, 512) if FLAGS.pretrained else (128, 128)
+    size = chosen_size()
     reference = media.read_image(FLAGS.reference) if FLAGS.reference else puppets.example(size, frames=1).reference
     if FLAGS.motion:
         motion, fps = media.read_video(FLAGS.motion, stride=FLAGS.stride, limit=FLAGS.frames)
@@ -103,34 +114,8 @@ def run() -> None:
     reference = media.fit(reference, size, FLAGS.fit)
     motion = np.stack([media.fit(frame, size, FLAGS.fit, densepose.BACKGROUND) for frame in motion])
 
-    # -- The model
-    dtype = DTYPES[FLAGS.dtype] if FLAGS.dtype else "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    start = time.perf_counter()
-    if FLAGS.pretrained:
-        model = mafx.load_pretrained(FLAGS.pretrained, dtype)
-        log.info("Loaded %s in %.0f s.", FLAGS.pretrained, time.perf_counter() - start)
-    elif FLAGS.workdir:
-        model = load_workdir(Path(FLAGS.workdir), dtype, FLAGS.checkpoint)
-    else:
-        model = mafx.random_model("tiny", seed=FLAGS.seed, dtype=dtype)
-        log.info("No --pretrained: a small network with random weights shows the way from pixels to pixels; its frames are noise.")
-
     # -- What comes out
-    settings = {
-        "steps": FLAGS.steps,
-        "guidance_scale": FLAGS.guidance,
-        "seed": FLAGS.seed,
-        "prompt": FLAGS.prompt,
-        "negative_prompt": FLAGS.negative_prompt,
-        "control_scale": FLAGS.control_scale,
-        "window": FLAGS.window,
-        "overlap": FLAGS.overlap,
-        "sampler": FLAGS.sampler,
-        "eta": FLAGS.eta,
-        "plan": FLAGS.plan,
-        "weights": FLAGS.weights,
-        "fusion": FLAGS.fusion or model.config.fusion,
-    }
+    model, settings = load_model(), chosen_settings()
     start = time.perf_counter()
     animation = mafx.animate(model, reference, motion, **settings)
     seconds = time.perf_counter() - start
@@ -142,7 +127,7 @@ def run() -> None:
         "motion": {"frames": len(motion), "stride": FLAGS.stride, "fps": float(fps)},
         "size": size,
         "fit": FLAGS.fit,
-        "dtype": dtype,
+        "dtype": str(model.dtype),
         "settings": settings,
         "versions": {"mafx": mafx.__version__, "jax": jax.__version__, "numpy": np.__version__},
         "device": jax.devices()[0].device_kind,
@@ -150,6 +135,60 @@ def run() -> None:
     }
     record.write_text(json.dumps(repeat, indent=2) + "\n")
     log.info("Wrote %s: %d frames of %dx%d at %g per second, in %.0f s. How to repeat it: %s", out, len(video), *size, float(fps), seconds, record)
+
+
+def evaluate_split() -> None:
+    if not FLAGS.workdir:
+        raise InputError("--split measures a training run: give its --workdir")
+    workdir, config = Path(FLAGS.workdir), read_config(Path(FLAGS.workdir))
+    out = Path(FLAGS.out) if FLAGS["out"].present else workdir / "evaluation"
+    step = find_step(workdir, FLAGS.checkpoint)
+    clips = find_clips(config.data, FLAGS.split)[: FLAGS.clips]
+    sampling = Sampling(size=chosen_size(), stride=FLAGS.stride)
+    found = evaluate(load_model(), clips, out, sampling, FLAGS.frames, {"step": step}, chosen_settings())
+    log.info("Step %d, %d clips: mean and 95 %% interval over clips\n\n%s", step, len(clips), table(found["mean"]))
+    if FLAGS.against:
+        difference = compare(found, read_metrics(Path(FLAGS.against)))
+        log.info("Minus %s, clip by clip\n\n%s", FLAGS.against, table({"difference": difference}))
+
+
+def chosen_size() -> media.Size:
+    if FLAGS.size:
+        return parse_size(FLAGS.size)
+    return tuple(read_config(Path(FLAGS.workdir)).data.size) if FLAGS.workdir else (512, 512) if FLAGS.pretrained else (128, 128)
+
+
+def load_model() -> Model:
+    dtype = DTYPES[FLAGS.dtype] if FLAGS.dtype else "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if FLAGS.pretrained:
+        start = time.perf_counter()
+        model = mafx.load_pretrained(FLAGS.pretrained, dtype)
+        log.info("Loaded %s in %.0f s.", FLAGS.pretrained, time.perf_counter() - start)
+        return model
+    if FLAGS.workdir:
+        return load_workdir(Path(FLAGS.workdir), dtype, FLAGS.checkpoint)
+    log.info("No --pretrained: a small network with random weights shows the way from pixels to pixels; its frames are noise.")
+    return mafx.random_model("tiny", seed=FLAGS.seed, dtype=dtype)
+
+
+def chosen_settings() -> dict:
+    """What `mafx.animate` is asked for."""
+    guidance = read_config(Path(FLAGS.workdir)).show_guidance if FLAGS.workdir else 7.5
+    return {
+        "steps": FLAGS.steps,
+        "guidance_scale": guidance if FLAGS.guidance is None else FLAGS.guidance,
+        "seed": FLAGS.seed,
+        "prompt": FLAGS.prompt,
+        "negative_prompt": FLAGS.negative_prompt,
+        "control_scale": FLAGS.control_scale,
+        "window": FLAGS.window,
+        "overlap": FLAGS.overlap,
+        "sampler": FLAGS.sampler,
+        "eta": FLAGS.eta,
+        "plan": FLAGS.plan,
+        "weights": FLAGS.weights,
+        "fusion": FLAGS.fusion,
+    }
 
 
 def parse_size(text: str) -> media.Size:

@@ -15,14 +15,11 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from mafx.errors import InputError
+from mafx.processes import join_processes
 from mafx.training.loop import train
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with an argument for its stage behind a colon", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and videos")
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "one of several processes, each with its own devices")
-COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0")
-PROCESSES = flags.DEFINE_integer("processes", None, "how many there are")
-PROCESS = flags.DEFINE_integer("process", None, "which of them this is")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -32,8 +29,7 @@ def main(_: list[str]) -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     config = CONFIG.value
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-    if DISTRIBUTED.value:
-        jax.distributed.initialize(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+    join_processes()
     try:
         train(config, Path(WORKDIR.value))
     except (InputError, FloatingPointError) as error:

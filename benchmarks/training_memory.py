@@ -34,7 +34,7 @@ from jax.experimental import topologies
 from mafx.models.animator import SIZES, parameter_shapes
 from mafx.training.config import STAGES, default_config
 from mafx.training.sharding import make_mesh
-from mafx.training.step import compile_step, init_state, make_optimiser
+from mafx.training.step import init_state, jit_step, make_optimiser
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
@@ -48,14 +48,14 @@ SWITCHES = {
 def compile_stage(stage: str, topology: str, fsdp: int, args: argparse.Namespace, folder: str) -> None:
     """Compile one training step as the training loop puts it together, on shapes alone; the compiler's reports go to `folder`."""
     config, size = default_config(stage), SIZES[args.model]
-    networks = dataclasses.replace(size, unet=dataclasses.replace(size.unet, remat=True, attention_kernel=args.kernel))
+    networks = dataclasses.replace(size, unet=dataclasses.replace(size.unet, remat=config.remat, attention_kernel=args.kernel))
     mesh = make_mesh({"data": -1, "fsdp": fsdp}, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
     init = functools.partial(init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.dtype(config.dtype))
     state = jax.eval_shape(init, parameter_shapes(size))
     b, f, (h, w) = args.batch * mesh.size, config.data.frames, args.size
     shapes = {"video": (b, f, h, w, 3), "motion": (b, f, h, w, 3), "reference": (b, h, w, 3)}
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.uint8) for name, shape in shapes.items()}
-    step = compile_step(config, networks, np.zeros(size.text.positions, np.int32), mesh, state)
+    step = jit_step(config, networks, np.zeros(size.text.positions, np.int32), mesh, state)
     step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile(compiler_options=SWITCHES | {"xla_dump_to": folder})
 
 

@@ -27,14 +27,14 @@ def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
     config.data.stride, config.data.reference = 1, "first"
 
     config.schedule = {"kind": "scaled_linear", "prediction": "sample", "zero_terminal_snr": True}
-    config.loss.person = 3.0
-    config.lr, config.warmup, config.decay = 8e-4, 100, "cosine"
+    config.loss.person, config.loss.time_shift = 3.0, 3.0
+    config.lr, config.warmup, config.decay = 1.5e-3, 100, "cosine"
     config.betas, config.ema = (0.9, 0.99), 0.995
-    config.log_every, config.save_every, config.show_every, config.show_guidance = 50, 500, 1000, 1.0
+    config.log_every, config.save_every, config.show_every, config.show_guidance = 50, 400, 800, 1.0
 
     if stage == "appearance":
         config.train_only = (("motion_modules", False), (".*", True))
-        config.batch, config.steps = 16, 4000
+        config.batch, config.steps = 16, 3200
     else:
         config.data.frames = 8
         config.joint.frames = 0.0

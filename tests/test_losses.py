@@ -27,6 +27,15 @@ def test_noise_offset_is_constant_over_a_frame():
     assert spread[1] == pytest.approx(np.sqrt(1 / 64 + 0.25), rel=0.1)
 
 
+def test_times_are_drawn_later_as_shifted():
+    x, schedule = jnp.zeros((4096, 1, 1, 1, 1)), Schedule()
+    for shift in (1.0, 3.0):
+        times = np.asarray(corrupt(jax.random.key(0), x, schedule, time_shift=shift).times)
+        assert times.min() >= 0 and times.max() < schedule.steps
+        middle = schedule.steps * shift * 0.5 / (1 + (shift - 1) * 0.5)  # where u = 0.5 goes
+        assert (times < middle).mean() == pytest.approx(0.5, abs=0.03)
+
+
 def test_min_snr_weights_by_hand():
     schedule = Schedule()
     snr = schedule.abar / (1 - schedule.abar)

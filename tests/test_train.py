@@ -16,7 +16,7 @@ from mafx.data.pipeline import Sampling, batches
 from mafx.training import loop
 from mafx.training.checkpoints import Checkpoints, read_parameters
 from mafx.training.sharding import distribute_batch, make_mesh, parameter_sharding
-from mafx.training.step import compile_step, flatten, init_state, make_optimiser, shows_person, split
+from mafx.training.step import flatten, init_state, jit_step, make_optimiser, shows_person, split
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def one_step(config, params, mesh):
     state = jax.jit(init, out_shardings=parameter_sharding(mesh, jax.eval_shape(init, params)))(params)
     sampling = Sampling(frames=config.data.frames, stride=1, size=tuple(config.data.size))
     iterator = batches(puppet_clips("train", 16, tuple(config.data.size)), sampling, config.batch, 0)
-    step = compile_step(config, MICRO, np.array([0, 1], np.int32), mesh, state)
+    step = jit_step(config, MICRO, np.array([0, 1], np.int32), mesh, state)
     return step(state, distribute_batch(mesh, next(iterator)), np.asarray(1, np.int32))
 
 

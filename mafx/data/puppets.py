@@ -69,8 +69,9 @@ class Identity:
             return np.array(colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.5, 1), rng.uniform(0.4, 1)))
 
         def cloth() -> Cloth:
-            pattern = str(rng.choice(["plain", "hoops", "stripes", "dots"]))
-            return Cloth(vivid(), vivid(), vivid(), pattern, rng.uniform(1.5, 4))
+            front, second, other = vivid(), vivid(), vivid()
+            pattern = str(rng.choice(["plain", "hoops", "stripes", "dots"], p=[1 / 2, 1 / 6, 1 / 6, 1 / 6]))
+            return Cloth(front, front if rng.random() < 0.5 else other, second, pattern, rng.uniform(1, 2.5))
 
         tone, wall = rng.uniform(0, 1), rng.uniform(0.4, 0.8)
         ranges = (-9, 9), (-9, 9), (0, 2 * np.pi), (0.02, 0.05), (0, 2 * np.pi)
@@ -106,7 +107,7 @@ class Motion:
     def draw(cls, seed: int, turning: bool | None = None) -> "Motion":
         rng = np.random.default_rng([seed, 2])
         offset = np.array([0, 0, 0.5, 0.5, 0.7, 0.7, 0, 0, 0.1, 0.35, 0.35, 0, 0, 0])
-        reach = np.array([0.9, 0.9, 0.6, 0.6, 0.6, 0.6, 0.5, 0.5, 0.1, 0.3, 0.3, 0.12, 0.2, 0.25])
+        reach = np.array([0.9, 0.9, 0.6, 0.6, 0.6, 0.6, 0.5, 0.5, 0.1, 0.3, 0.3, 0.12, 0.2, 0.4])
         shape = (len(offset), 2)
         turning = rng.random() < 0.6 if turning is None else turning
         speed = float(rng.choice([-1, 1]) * rng.uniform(0.8, 2.2)) if turning else 0.0

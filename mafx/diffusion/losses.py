@@ -17,13 +17,16 @@ class Corruption:
     target: jax.Array
 
 
-def corrupt(key: jax.Array, latents: jax.Array, schedule: Schedule, noise_offset: float = 0.0) -> Corruption:
+def corrupt(key: jax.Array, latents: jax.Array, schedule: Schedule, noise_offset: float = 0.0, time_shift: float = 1.0) -> Corruption:
     """Noise `b f h w c` at one random time per example, the same for all its frames.
 
-    `noise_offset` adds noise that is constant over a frame, so that brightness is learnt too ("Diffusion with Offset Noise", CrossLabs, 2023).
+    `time_shift` above 1 draws late times more often: u in [0, 1) becomes s u / (1 + (s - 1) u) (*Scaling Rectified Flow Transformers*,
+    arXiv 2403.03206, equation 23). `noise_offset` adds noise that is constant over a frame, so that brightness is learnt too ("Diffusion with Offset
+    Noise", CrossLabs, 2023).
     """
     time_key, noise_key, offset_key = jax.random.split(key, 3)
-    times = jax.random.randint(time_key, latents.shape[:1], 0, schedule.steps)
+    u = jax.random.uniform(time_key, latents.shape[:1])
+    times = (schedule.steps * time_shift * u / (1 + (time_shift - 1) * u)).astype(jnp.int32)
     noise = jax.random.normal(noise_key, latents.shape)
     if noise_offset:
         b, f, _, _, c = latents.shape

@@ -45,21 +45,21 @@ SIZES = {
         autoencoder=AutoencoderConfig(widths=(8, 16, 16, 16), groups=8),
         text=TextConfig(width=32, hidden=64, layers=2, heads=4),
     ),
-    # Learnt from nothing on 32x32 pictures: patches of four pixels instead of an autoencoder, positions given, no words.
+    # Learnt from nothing on 32x32 pictures: patches of 2x2 pixels instead of an autoencoder, positions given, no words.
     "puppets": AnimatorConfig(
         unet=UNetConfig(
-            widths=(64, 96),
-            attends=(True, True),
+            widths=(32, 64, 96),
+            attends=(False, True, True),
             layers=1,
             heads=4,
             groups=8,
-            channels=48,
+            channels=12,
             text_width=16,
             positions=True,
             motion=MotionConfig(heads=4, groups=8),
         ),
-        pose_widths=(16, 32, 48),
-        autoencoder=PatchesConfig(factor=4),
+        pose_widths=(16, 32),
+        autoencoder=PatchesConfig(factor=2),
         text=TextConfig(width=16, hidden=32, layers=1, heads=2, positions=2, vocabulary=2),
     ),
 }

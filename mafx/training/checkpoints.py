@@ -78,10 +78,7 @@ def read_parameters(
 
     `step` is a number, "latest" or "best". They come onto this process' first device, or to where `sharding` places them by name and shape.
     """
-    if not (workdir / "checkpoints").is_dir():
-        raise InputError(f"expected a work folder of train.py, found no checkpoints in {workdir}")
-    handlers = {"state": ocp.PyTreeCheckpointHandler()} | {name: ocp.JsonCheckpointHandler() for name in ("position", "config", "metrics")}
-    with ocp.CheckpointManager(workdir.absolute() / "checkpoints", item_handlers=handlers) as manager, ocp.StandardCheckpointer() as reader:
+    with _reading(workdir) as manager, ocp.StandardCheckpointer() as reader:
         step = _find_step(manager, workdir, step)
         here = SingleDeviceSharding(jax.local_devices()[0])  # wherever it was saved from
         sharding = sharding or (lambda tree: dict.fromkeys(tree, here))
@@ -97,6 +94,19 @@ def read_parameters(
         frozen_folder = workdir.absolute() / "frozen"
         frozen = reader.restore(frozen_folder, place(reader.metadata(frozen_folder).item_metadata.tree))
     return frozen | restored["state"]["ema"], ml_collections.ConfigDict(restored["config"])
+
+
+def find_step(workdir: Path, step: int | str) -> int:
+    """The number of a checkpoint that is there: the `step`, "latest" or "best". Raises InputError."""
+    with _reading(workdir) as manager:
+        return _find_step(manager, workdir, step)
+
+
+def _reading(workdir: Path) -> ocp.CheckpointManager:
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"expected a work folder of train.py, found no checkpoints in {workdir}")
+    handlers = {"state": ocp.PyTreeCheckpointHandler()} | {name: ocp.JsonCheckpointHandler() for name in ("position", "config", "metrics")}
+    return ocp.CheckpointManager(workdir.absolute() / "checkpoints", item_handlers=handlers)
 
 
 def _find_step(manager: ocp.CheckpointManager, workdir: Path, step: int | str) -> int:

@@ -50,7 +50,8 @@ def default_config(stage: str) -> ml_collections.ConfigDict:
 
     # Objective
     c.schedule = {"kind": "linear", "prediction": "epsilon", "zero_terminal_snr": False}
-    c.loss = {"reference_dropout": 0.1, "pose_dropout": 0.0, "noise_offset": 0.0, "min_snr_gamma": placeholder(float), "person": 1.0}
+    c.loss = {"reference_dropout": 0.1, "pose_dropout": 0.0, "noise_offset": 0.0, "time_shift": 1.0}
+    c.loss.update({"min_snr_gamma": placeholder(float), "person": 1.0})  # what weighs more: times with signal; the person
 
     # Optimisation: AdamW
     c.batch = 8  # examples of a step, over all devices
@@ -94,6 +95,7 @@ def check_config(c: ml_collections.ConfigDict) -> None:
     rules |= dict.fromkeys((*counts, "data.frames", "data.stride"), at_least(1))
     amounts = ("warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers")
     rules |= dict.fromkeys((*amounts, "loss.person"), at_least(0))
+    rules["loss.time_shift"] = (lambda x: isinstance(x, Real) and x > 0, "a number above 0")
     for name, (fits, wanted) in rules.items():
         if not fits(found[name]):
             raise InputError(f"config.{name}: expected {wanted}, found {found[name]!r}")

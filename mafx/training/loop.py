@@ -14,7 +14,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
-from mafx import media
 from mafx.data.datasets import find_clips
 from mafx.data.latents import cache_latents
 from mafx.data.pipeline import Joint, Sampling, batches
@@ -27,7 +26,7 @@ from mafx.training.config import check_config
 from mafx.training.flops import count_flops, matmul_rate
 from mafx.training.sharding import distribute_batch, make_mesh, replicated
 from mafx.training.start import make_tokenizer, start
-from mafx.training.step import Flat, compile_step, make_optimiser, unflatten
+from mafx.training.step import Flat, jit_step, make_optimiser, unflatten
 from mafx.training.watch import Journal, Meter, show
 
 log = logging.getLogger("mafx")
@@ -66,7 +65,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     iterator = batches(clips, sampling, config.batch, config.seed, images=images, joint=Joint(**config.joint), start=examples, **share)
 
     # -- The step, compiled for every kind of batch that comes
-    step, compiled = compile_step(config, sizes, tokenizer(""), mesh, state), {}
+    step, compiled = jit_step(config, sizes, tokenizer(""), mesh, state), {}
 
     count = sum(x.size for x in state.trainable.values()), sum(x.size for x in state.frozen.values())
     log.info("%s: %s parameters are trained, %s frozen; %d clips, %d held out.", config.stage, *map("{:,}".format, count), len(clips), len(held_out))
@@ -90,7 +89,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         due = {what: last or done % config[f"{what}_every"] == 0 for what in ("log", "show", "save")}
         while len(unread) > (0 if stopping or any(due.values()) else 1):  # a step is looked at while the next one runs: devices do not wait
             number, its_batch, its_flops, metrics = unread.pop(0)
-            values = {name: float(x) for name, x in metrics.items()}
+            values = {name: x.item() for name, x in jax.device_get(metrics).items()}
             if not values.pop("finite"):
                 keep_evidence(workdir, number, its_batch, state, checkpoints, config, examples - (done - number + 1) * config.batch)
             meter.add(config.batch, its_flops, values)
@@ -136,10 +135,10 @@ def gather(params: Flat, mesh: Mesh) -> Flat:
     return {name: x.addressable_data(0) for name, x in whole.items()}
 
 
-def trained_size(workdir: Path) -> media.Size:
-    """Rows and columns of the videos a work folder is trained on."""
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The config that a work folder was last trained with. Raises InputError where there is none."""
     try:
-        return tuple(json.loads((workdir / "config.json").read_text())["data"]["size"])
+        return ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
     except OSError as error:
         raise InputError(f"expected a work folder of train.py, found no config.json in {workdir}") from error
 

@@ -104,7 +104,7 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
             latents = rearrange(latents, "(b f) h w c -> b f h w c", b=b)
             reference = apply("encode_image", _pixels(reference, dtype))
         latents, reference = jax.lax.stop_gradient((latents.astype(jnp.float32), reference.astype(dtype)))
-        corrupted = corrupt(noise_key, latents, schedule, options.noise_offset)
+        corrupted = corrupt(noise_key, latents, schedule, options.noise_offset, options.time_shift)
 
         motion = batch["motion"]
         if options.pose_dropout:
@@ -181,7 +181,7 @@ def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.S
     return step
 
 
-def compile_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, ids: np.ndarray, mesh: Mesh, state: State):
+def jit_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, ids: np.ndarray, mesh: Mesh, state: State):
     """The jitted step of a run on a mesh; `state` may be shapes. The old state's memory is given to the new one."""
     if not any("motion_modules" in name for name in state.trainable):  # the appearance stage sees single frames, as published
         sizes = dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, motion=None))
