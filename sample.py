@@ -76,7 +76,8 @@ log = logging.getLogger("mafx")
 
 def main(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)  # instead of absl's format
-    logging.getLogger("jax").setLevel(logging.WARNING)
+    for noisy in ("jax", "absl", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         if arguments[1:]:
             raise InputError(f"{arguments[1]!r} belongs to no flag; --help lists them")

@@ -6,7 +6,7 @@
 
 With no Stable Diffusion to start from, the appearance stage trains the UNet too, on pixels. The schedule ends in pure noise (zero terminal SNR,
 the network answering with the clean picture), because here the colours of the background are to be learnt as well, and a small network that must also
-hand on the noise it was given, as for v, draws them worse the less noise there is.
+hand on the noise it was given, as for v, draws them worse the less noise there is. Late times are drawn more often: there reference and pose are all it can go by.
 """
 
 import ml_collections
@@ -30,11 +30,11 @@ def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
     config.loss.person, config.loss.time_shift = 3.0, 3.0
     config.lr, config.warmup, config.decay = 1.5e-3, 100, "cosine"
     config.betas, config.ema = (0.9, 0.99), 0.995
-    config.log_every, config.save_every, config.show_every, config.show_guidance = 50, 400, 800, 1.0
+    config.log_every, config.save_every, config.show_every, config.show_guidance = 50, 500, 1000, 1.0
 
     if stage == "appearance":
         config.train_only = (("motion_modules", False), (".*", True))
-        config.batch, config.steps = 16, 3200
+        config.batch, config.steps = 16, 4000
     else:
         config.data.frames = 8
         config.joint.frames = 0.0

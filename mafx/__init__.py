@@ -3,8 +3,8 @@
 Axis letters, the same everywhere: `b` batch, `f` frames, `h w` rows and columns of latents (`H W` in pixels), `c` channels, `n` tokens, `m` tokens
 that all frames share, `a d` attention heads and their width, `t` only ever diffusion time. Videos and latents are `b f h w c`.
 
-Reading order: media, metrics, densepose, data, diffusion (arrays, no network), models, model, pretrained, animate, training. A module imports only
-from those before it.
+Reading order: media, densepose, metrics, data, diffusion (arrays, no network), models, model, pretrained, animate, training, evaluation. A module
+imports only from those before it.
 """
 
 from mafx.animate import Animation, animate

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from skimage import metrics as skimage_metrics
+
+from mafx import metrics
+from mafx.evaluation.protocol import mean_interval
+
+
+@pytest.fixture
+def pictures(rng):
+    a = rng.integers(0, 256, (24, 32, 3)).astype(np.uint8)
+    return a, np.clip(a.astype(int) + rng.integers(-60, 60, a.shape), 0, 255).astype(np.uint8), rng.random((24, 32)) < 0.3
+
+
+def test_psnr_is_that_of_scikit_image(pictures):
+    a, b, mask = pictures
+    assert metrics.psnr(a, b) == pytest.approx(skimage_metrics.peak_signal_noise_ratio(a, b), abs=1e-4)
+    assert metrics.psnr(a, b, mask) == pytest.approx(skimage_metrics.peak_signal_noise_ratio(a[mask], b[mask]), abs=1e-4)
+    assert metrics.psnr(a, a) == 100
+
+
+def test_ssim_by_its_formula(pictures):
+    """Wang et al. 2004, equation 13, with sample covariances over windows of 7x7, at one pixel."""
+    a, b, _ = pictures
+    weights = np.array([299, 587, 114]) / 1000
+    x, y = (np.round(p @ weights)[5:12, 8:15] for p in (a, b))
+    covariance = np.cov(x.ravel(), y.ravel())
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    expected = (2 * x.mean() * y.mean() + c1) * (2 * covariance[0, 1] + c2)
+    expected /= (x.mean() ** 2 + y.mean() ** 2 + c1) * (covariance[0, 0] + covariance[1, 1] + c2)
+    mask = np.zeros(a.shape[:2], bool)
+    mask[8, 11] = True
+    assert metrics.ssim(a, b, mask) == pytest.approx(expected, abs=5e-3)  # grey values are rounded by another rule
+    assert metrics.ssim(a, a) == pytest.approx(1)
+
+
+def test_l1_depends_on_size_as_published(pictures):
+    a, b, mask = pictures
+    assert metrics.l1(a, b) == pytest.approx(np.abs(a / 255 - b / 255).mean())
+    assert metrics.l1_published(a, b, mask) == pytest.approx(np.abs(a[mask] - b[mask].astype(float)).mean() / (24 * 32))
+
+
+def test_legacy_psnr_is_about_29_whatever_the_pictures(rng):
+    truth = rng.integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    other = np.clip(truth + rng.normal(0, 40, truth.shape), 0, 255).astype(np.uint8)
+    assert 16 < metrics.psnr(truth, other) < 18
+    assert 28 < metrics.psnr_legacy(truth, other) < 30
+    by_hand = np.mean([(int(x) - int(y)) % 256 * ((int(x) - int(y)) % 256) % 256 for x, y in zip(truth.flat, other.flat, strict=True)])
+    assert metrics.psnr_legacy(truth, other) == pytest.approx(10 * np.log10(255**2 / by_hand))
+
+
+def test_difference_error_sees_only_what_changes(rng):
+    truth = rng.integers(0, 200, (3, 8, 8, 3)).astype(np.uint8)
+    brighter = truth + 30
+    np.testing.assert_array_equal(metrics.difference_error(brighter, truth), 0)
+    jump = truth.copy()
+    jump[1, :4] += 51
+    np.testing.assert_allclose(metrics.difference_error(jump, truth), 0.1)
+    mask = np.zeros((3, 8, 8), bool)
+    mask[:2, :4] = True
+    np.testing.assert_allclose(metrics.difference_error(jump, truth, mask), [0.2, np.nan])
+
+
+def test_flicker_of_parts_the_reference_never_showed():
+    labels = np.zeros((3, 8, 8), np.uint8)
+    labels[:, :4], labels[:, 4:] = 1, 2
+    video = np.zeros((3, 8, 8, 3), np.uint8)
+    video[1, :4], video[1:, 4:] = 51, 102
+    assert metrics.flicker(video, labels, shown=np.array([2])) == pytest.approx(0.2)  # there and back
+    assert metrics.flicker(video, labels, shown=np.array([1])) == pytest.approx(0.4 / np.sqrt(2))
+    assert np.isnan(metrics.flicker(video, labels, shown=np.array([1, 2])))
+
+
+def test_intervals_hold_the_mean_about_as_often_as_they_say(rng):
+    inside = [low <= 0 <= high for _, low, high in (mean_interval(rng.normal(size=30)) for _ in range(100))]
+    assert 85 <= sum(inside) <= 100
+    assert mean_interval([1.0, 2.0, 4.0]) == mean_interval([1.0, float("nan"), 2.0, 4.0])
