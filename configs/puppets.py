@@ -6,7 +6,8 @@
 
 With no Stable Diffusion to start from, the appearance stage trains the UNet too, on pixels. The schedule ends in pure noise (zero terminal SNR,
 the network answering with the clean picture), because here the colours of the background are to be learnt as well, and a small network that must also
-hand on the noise it was given, as for v, draws them worse the less noise there is. Late times are drawn more often: there reference and pose are all it can go by.
+hand on the noise it was given, as for v, draws them worse the less noise there is. Late times are drawn more often: there reference and pose are all
+it can go by.
 """
 
 import ml_collections

@@ -62,6 +62,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(inputs, tmp_path):
         (("--out", "new.avi"), "expected the extension"),
         (("--frames", "0"), "flag --frames"),
         (("--stepz", "3"), "stepz"),
+        (("--split", "test"), "give its --workdir"),
         (("stray",), "belongs to no flag"),
     ):
         done = sample(tmp_path, *arguments)

@@ -124,5 +124,5 @@ def test_stages_follow_one_another_and_animate(config, tmp_path):
     scores = json.loads((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()[-1])
     assert set(scores) == {"step", "held_out_psnr", "held_out_psnr_person", "copying_psnr", "copying_psnr_person"}
     model = loop.load_workdir(tmp_path / "b")
-    assert loop.trained_size(tmp_path / "b") == (16, 16)
+    assert loop.read_config(tmp_path / "b").data.size == [16, 16]
     assert model.schedule.prediction == "sample"
