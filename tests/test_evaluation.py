@@ -74,7 +74,7 @@ def test_four_processes_find_what_one_does(evaluated, tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parent}", "XLA_FLAGS": ""}
     commands = [[sys.executable, "-c", ONE_OF_FOUR, str(tmp_path), address, str(i)] for i in range(4)]
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, "\n".join(errors)
     assert json.dumps(read_metrics(tmp_path)) == json.dumps(found)
 

@@ -5,14 +5,13 @@ result | truth) and `clips/`, one file per clip as soon as it is done: an interr
 """
 
 import json
-import logging
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from scipy.stats import bootstrap
 from tqdm.auto import tqdm
 
@@ -23,8 +22,6 @@ from mafx.data.pipeline import Sampling, read_example
 from mafx.densepose import read_labels
 from mafx.errors import InputError
 from mafx.model import Model
-
-log = logging.getLogger("mafx")
 
 FRAME_MEASURES = (metrics.l1, metrics.l1_published, metrics.psnr, metrics.psnr_legacy, metrics.ssim)
 HIGHER_IS_BETTER = ("psnr", "psnr_legacy", "ssim")
@@ -77,9 +74,10 @@ def evaluate(model: Model, clips: Sequence[Clip], out: Path, sampling: Sampling,
         scores["truth"] = {"flicker_unseen": metrics.flicker(truth, labels, shown)}
         media.write_video(out / "videos" / f"{clip.name}.mp4", media.side_by_side(reference, motion, video, truth), clip.fps / sampling.stride)
         _write_json(done, {"settings": said, "scores": scores})
-    if processes > 1:
-        multihost_utils.sync_global_devices("evaluated")
-    scores = {clip.name: json.loads((out / "clips" / f"{clip.name}.json").read_text())["scores"] for clip in clips}
+    files = {clip.name: out / "clips" / f"{clip.name}.json" for clip in clips}
+    while not all(path.exists() for path in files.values()):  # other processes are not done yet
+        time.sleep(1)
+    scores = {name: json.loads(path.read_text())["scores"] for name, path in files.items()}
     found = {"settings": said, "mean": summarise(scores), "clips": scores}
     if process == 0:
         _write_json(out / "metrics.json", found)
