@@ -3,6 +3,7 @@
 python benchmarks/temporal_gradient.py
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -21,8 +22,11 @@ FRAMES = 16
 
 
 def main() -> None:
-    config = puppets.get_config("temporal")
-    size, (h, w) = SIZES[config.model], config.data.size
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", choices=SIZES, help="tiny has the layout of Stable Diffusion 1.5")
+    parser.add_argument("--size", nargs=2, type=int, default=(128, 128), metavar=("H", "W"))
+    args = parser.parse_args()
+    config, size, (h, w) = puppets.get_config("temporal"), SIZES[args.model], args.size
     loss = diffusion_loss(Animator(size), Schedule(**config.schedule), np.zeros(size.text.positions, np.int32), config.loss)
     flat = flatten(parameter_shapes(size))
     shapes = {"video": (1, FRAMES, h, w, 3), "motion": (1, FRAMES, h, w, 3), "reference": (1, h, w, 3)}
