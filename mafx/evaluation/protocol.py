@@ -25,7 +25,6 @@ from mafx.model import Model
 
 FRAME_MEASURES = (metrics.l1, metrics.l1_published, metrics.psnr, metrics.psnr_legacy, metrics.ssim)
 HIGHER_IS_BETTER = ("psnr", "psnr_legacy", "ssim")
-ANSWERS = ("result", "copying")
 Scores = dict[str, float]  # names of measures -> values; "_person" behind those inside the person's mask
 
 
