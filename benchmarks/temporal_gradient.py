@@ -1,6 +1,6 @@
 """Temporary memory of the temporal stage's gradient, of its trained parameters alone against that of all: what freezing saves.
 
-python benchmarks/temporal_gradient.py
+python benchmarks/temporal_gradient.py --model tiny --size 128 128
 """
 
 import argparse

@@ -63,10 +63,10 @@ def evaluate(model: Model, clips: Sequence[Clip], out: Path, sampling: Sampling,
         if done.exists():
             continue
         targets = np.arange(1, clip.frames, sampling.stride)[:frames]
-        example = read_example(clip, 0, targets, sampling)
-        reference, motion, truth = example["reference"], example["motion"], example["video"]
-        labels = read_labels(motion)[0]
-        shown = read_labels(read_example(clip, 0, np.zeros(1, int), sampling)["motion"])[0]
+        example = read_example(clip, 0, np.append(0, targets), sampling)  # with the reference's own render
+        reference, motion, truth = example["reference"], example["motion"][1:], example["video"][1:]
+        shown, *labels = read_labels(example["motion"])[0]
+        labels = np.stack(labels)
         video = media.to_uint8(animate(model, reference, motion, progress=False, **settings).video)
         answers = {"result": video, "copying": np.broadcast_to(reference, truth.shape)}
         scores = {name: score(answer, truth, labels, shown) for name, answer in answers.items()}
