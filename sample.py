@@ -28,6 +28,7 @@ from mafx.data.pipeline import Sampling
 from mafx.diffusion.samplers import SAMPLERS
 from mafx.diffusion.windows import FUSION_WEIGHTS, PLANS
 from mafx.errors import InputError
+from mafx.evaluation.features import Networks
 from mafx.evaluation.protocol import compare, evaluate, read_metrics, table
 from mafx.model import Model
 from mafx.models.animator import FUSIONS
@@ -43,6 +44,9 @@ flags.DEFINE_string("workdir", None, "folder of a training run, instead of --pre
 flags.DEFINE_string("checkpoint", "latest", "of --workdir: a step, latest, or best (by the scores of held-out clips)")
 flags.DEFINE_enum("split", None, ["train", "test"], "animate and measure these clips of --workdir's data; results go to --out, or DIR/evaluation")
 flags.DEFINE_integer("clips", None, "with --split: only the first so many", lower_bound=1)
+flags.DEFINE_string(
+    "metric_networks", None, "with --split: folder of the networks that LPIPS, FID, FID-VID and FVD need, see mafx/evaluation/features.py"
+)
 flags.DEFINE_string("against", None, "with --split: another evaluation of the same clips, to be compared with clip by clip")
 flags.DEFINE_string("reference", None, "picture of the person; without it, a puppet")
 flags.DEFINE_string("motion", None, "DensePose video, or a folder of frames; without it, a puppet's motion")
@@ -65,6 +69,7 @@ flags.DEFINE_string("negative_prompt", "", "text of the unconditional half")
 flags.DEFINE_enum("dtype", None, sorted(DTYPES), "the networks compute in; bfloat16, or float32 on a CPU, where 16 bits gain no speed")
 flags.DEFINE_integer("window", 16, "frames that go through the networks together", lower_bound=1)
 flags.DEFINE_integer("overlap", 4, "frames that neighbouring windows share", lower_bound=0)
+flags.DEFINE_bool("shared_noise", True, "every window starts from the same noise (as published), or every frame from its own")
 flags.DEFINE_enum("plan", "closed", PLANS, "windows that wrap around the end of the video (as published), or do not")
 flags.DEFINE_enum("weights", "uniform", FUSION_WEIGHTS, "of overlapping windows")
 flags.DEFINE_enum("fusion", None, FUSIONS, "blocks the reference is mixed into; as the model was trained if not given")
@@ -146,11 +151,13 @@ def evaluate_split() -> None:
     step = find_step(workdir, FLAGS.checkpoint)
     clips = find_clips(config.data, FLAGS.split)[: FLAGS.clips]
     sampling = Sampling(size=chosen_size(), stride=FLAGS.stride)
-    found = evaluate(load_model(), clips, out, sampling, FLAGS.frames, {"step": step}, chosen_settings())
+    networks = Networks(Path(FLAGS.metric_networks) if FLAGS.metric_networks else None)
+    if not FLAGS.metric_networks:
+        log.info("Without LPIPS, FID, FID-VID and FVD: --metric_networks says where their networks are.")
+    found = evaluate(load_model(), clips, out, sampling, FLAGS.frames, {"step": step}, chosen_settings(), networks)
     log.info("Step %d, %d clips: mean and 95 %% interval over clips\n\n%s", step, len(clips), table(found["mean"]))
     if FLAGS.against:
-        difference = compare(found, read_metrics(Path(FLAGS.against)))
-        log.info("Minus %s, clip by clip\n\n%s", FLAGS.against, table({"difference": difference}))
+        log.info("Against %s, clip by clip\n\n%s", FLAGS.against, table(compare(found, read_metrics(Path(FLAGS.against)))))
 
 
 def chosen_size() -> media.Size:
@@ -179,6 +186,7 @@ def chosen_settings() -> dict:
         "steps": FLAGS.steps,
         "guidance_scale": guidance if FLAGS.guidance is None else FLAGS.guidance,
         "seed": FLAGS.seed,
+        "shared_noise": FLAGS.shared_noise,
         "prompt": FLAGS.prompt,
         "negative_prompt": FLAGS.negative_prompt,
         "control_scale": FLAGS.control_scale,

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from mafx.diffusion.samplers import guide, make_sampler, sampler_step
-from mafx.diffusion.windows import fusion_weights, pad_frames, window_plan
+from mafx.diffusion.windows import fusion_weights, pad_frames, window_borders, window_plan
 from mafx.errors import InputError
 from mafx.media import resize
 from mafx.model import Model
@@ -20,10 +20,11 @@ from mafx.models.unet import Features
 
 @dataclasses.dataclass(frozen=True)
 class Animation:
-    """`video`: float32 `f H W 3` in [0, 1]; `latents`: float32 `f h w c`, as the diffusion left them."""
+    """`video`: float32 `f H W 3` in [0, 1]; `latents`: float32 `f h w c`, as the diffusion left them; `borders`: see `diffusion.windows`, `f - 1`."""
 
     video: np.ndarray
     latents: np.ndarray
+    borders: np.ndarray
 
 
 def animate(
@@ -35,6 +36,7 @@ def animate(
     guidance_scale: float = 7.5,
     seed: int = 0,
     noise: np.ndarray | None = None,
+    shared_noise: bool = True,
     prompt: str = "",
     negative_prompt: str = "",
     control_scale: float = 1.0,
@@ -59,7 +61,8 @@ def animate(
       steps: of the sampler, each one evaluation of the networks per window.
       guidance_scale: of the reference against none; at 1 and below only the conditional half is computed.
       seed: of the starting noise.
-      noise: float32 `window h w c`, instead of the seed. Every `window` frames start from the same noise.
+      noise: float32 `window h w c`, instead of the seed.
+      shared_noise: every `window` frames start from the same noise, as published; else every frame has its own.
       prompt, negative_prompt: texts of the two halves; equal ones share the encoder.
       control_scale: factor on the pose ControlNet's residuals.
       window, overlap: frames that go through the networks together, and how many of them two neighbours share.
@@ -97,7 +100,7 @@ def animate(
         reference_latents = run("encode_image", image)
 
         key = jax.random.key(seed)
-        x = _starting_noise(key, noise, (window, h, w, model.config.unet.channels))
+        x = _starting_noise(key, noise, (window if shared_noise else padded, h, w, model.config.unet.channels))
         x = jnp.resize(x, (padded, *x.shape[1:]))
         previous = jnp.zeros_like(x)
         bar = tqdm(total=steps * len(windows), disable=not progress, unit="window")
@@ -124,7 +127,7 @@ def animate(
         video = np.empty((frames, *reference.shape), np.float32)
         for i in decode:
             video[i] = _decode(networks, model.params, x[i])
-    return Animation(video, np.asarray(x[:frames]))
+    return Animation(video, np.asarray(x[:frames]), window_borders(windows)[: frames - 1])
 
 
 def _check_images(model: Model, reference: np.ndarray, motion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ import pytest
 from micro import PARTS
 from PIL import Image
 
+from configs.ablations import ABLATIONS
 from mafx import media
 from mafx.data import puppets
 from mafx.data.builders import prepare
@@ -20,10 +21,12 @@ from mafx.training.checkpoints import read_parameters
 from mafx.training.config import STAGES, check_config, default_config
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
+CASES = [(name, stage) for name in CONFIGS if name != "ablations" for stage in STAGES]
+CASES += [("ablations", f"{name}:{ablation.trains[0]}") for name, ablation in ABLATIONS.items() if ablation.config]
 
 
-def get_config(name, stage):
-    return importlib.import_module(f"configs.{name}").get_config(stage)
+def get_config(name, argument):
+    return importlib.import_module(f"configs.{name}").get_config(argument)
 
 
 def write_folder(folder, frames, identity, iuv=False):
@@ -88,10 +91,9 @@ def shrink(config, data, init_from=""):
     return config
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_config_makes_a_step(name, stage, data, stable_diffusion, one_device, tmp_path):
-    config = get_config(name, stage)
+@pytest.mark.parametrize(("name", "argument"), CASES)
+def test_every_config_makes_a_step(name, argument, data, stable_diffusion, one_device, tmp_path):
+    config = get_config(name, argument)
     check_config(config)
     from_nothing = config.schedule.zero_terminal_snr
     loop.train(shrink(config, data, "" if from_nothing else stable_diffusion), tmp_path)
@@ -148,5 +150,7 @@ def test_bad_values_are_refused_by_name(field, value, message, tmp_path):
 def test_unknown_stages_and_missing_data():
     with pytest.raises(InputError, match="stage 'second' is unknown, expected one of appearance, temporal"):
         get_config("tiktok", "second")
+    with pytest.raises(InputError, match="ablation 'no_pose' is unknown, expected one of full, no_temporal"):
+        get_config("ablations", "no_pose:temporal")
     with pytest.raises(InputError, match=r"python -m mafx\.data\.builders tiktok"):
         loop.train(get_config("tiktok", "appearance"), Path("nowhere"))

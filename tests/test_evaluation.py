@@ -14,18 +14,20 @@ from mafx import media
 from mafx.data.clips import puppet_clips
 from mafx.data.pipeline import Sampling
 from mafx.errors import InputError
+from mafx.evaluation.features import Networks, frechet_distance
 from mafx.evaluation.protocol import compare, evaluate, read_metrics
 
 HERE = Path(__file__).parent
 SETTINGS = {"steps": 1, "guidance_scale": 1.0}
 SAMPLING = Sampling(size=(16, 16), stride=2)
+NONE = Networks(None)
 CLIPS = puppet_clips("test", 3, (16, 16), frames=9)
 
 
 @pytest.fixture(scope="module")
 def evaluated(micro, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation")
-    return evaluate(micro, CLIPS, out, SAMPLING, 3, {"step": 1}, SETTINGS), out
+    return evaluate(micro, CLIPS, out, SAMPLING, 3, {"step": 1}, SETTINGS, NONE), out
 
 
 def test_what_is_written(evaluated):
@@ -43,14 +45,13 @@ def test_what_is_written(evaluated):
 
 def test_goes_on_after_an_interruption_and_refuses_other_settings(evaluated, micro, tmp_path):
     found, out = evaluated
-    (tmp_path / "clips").mkdir()
-    for clip in CLIPS[:2]:
-        name = f"clips/{clip.name}.json"
-        (tmp_path / name).write_text((out / name).read_text())
-    assert repr(evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS)["mean"]) == repr(found["mean"])
+    for name in (x for clip in CLIPS[:2] for x in (f"clips/{clip.name}.json", f"features/{clip.name}.npz")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    assert repr(evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, NONE)["mean"]) == repr(found["mean"])
     assert [p.name for p in (tmp_path / "videos").iterdir()] == [f"{CLIPS[2].name}.mp4"]
     with pytest.raises(InputError, match="steps: 1, now 2"):
-        evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS | {"steps": 2})
+        evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS | {"steps": 2}, NONE)
 
 
 ONE_OF_FOUR = """
@@ -62,7 +63,7 @@ jax.distributed.initialize(sys.argv[2], 4, int(sys.argv[3]))
 import test_evaluation as t
 from micro import MICRO
 from mafx.model import random_model
-t.evaluate(random_model(MICRO, seed=1), t.CLIPS, Path(sys.argv[1]), t.SAMPLING, 3, {"step": 1}, t.SETTINGS)
+t.evaluate(random_model(MICRO, seed=1), t.CLIPS, Path(sys.argv[1]), t.SAMPLING, 3, {"step": 1}, t.SETTINGS, t.NONE)
 """
 
 
@@ -84,7 +85,31 @@ def test_comparison_is_clip_by_clip(evaluated):
     better = json.loads(json.dumps(found))
     for scores in better["clips"].values():
         scores["result"]["psnr"] += 1
-    assert compare(better, found)["psnr"] == pytest.approx([1, 1, 1])
+        scores["result"]["l1"] /= 2
+    difference, ratio = compare(better, found).values()
+    assert difference["psnr"] == pytest.approx([1, 1, 1]) and ratio["l1"] == pytest.approx([0.5, 0.5, 0.5])
     del better["clips"][CLIPS[0].name]
     with pytest.raises(InputError, match="only one of them for puppet1000000"):
         compare(better, found)
+
+
+class Colours(Networks):
+    """A network that is at hand: the mean colour of each frame."""
+
+    def __init__(self):
+        self._tensors = {"fid": None}
+
+    def features(self, video, person):
+        return {"fid": video.mean((1, 2))}
+
+
+def test_distances_are_between_all_clips(micro, tmp_path):
+    found = evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, Colours())
+    videos = [media.read_video(tmp_path / "videos" / f"{clip.name}.mp4")[0] for clip in CLIPS]
+    copies, truths = (np.concatenate([np.split(x, 4, axis=2)[i].mean((1, 2)) for x in videos]) for i in (0, 3))
+    assert found["mean"]["copying"]["fid"][0] == pytest.approx(frechet_distance(copies, truths), rel=0.2)  # the videos are compressed
+    assert found["mean"]["result"]["fid"][0] > 2 * found["mean"]["copying"]["fid"][0]  # the model is random
+    again = evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, Colours())
+    assert repr(again) == repr(found)
+    with pytest.raises(InputError, match=r"networks: \['fid'\], now \[\]"):
+        evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, NONE)

@@ -71,7 +71,7 @@ class Identity:
         def cloth() -> Cloth:
             front, second, other = vivid(), vivid(), vivid()
             pattern = str(rng.choice(["plain", "hoops", "stripes", "dots"], p=[1 / 2, 1 / 6, 1 / 6, 1 / 6]))
-            return Cloth(front, front if rng.random() < 0.5 else other, second, pattern, rng.uniform(1, 2.5))
+            return Cloth(front, front if rng.random() < 0.75 else other, second, pattern, rng.uniform(1, 2.5))
 
         tone, wall = rng.uniform(0, 1), rng.uniform(0.4, 0.8)
         ranges = (-9, 9), (-9, 9), (0, 2 * np.pi), (0.02, 0.05), (0, 2 * np.pi)

@@ -47,3 +47,10 @@ def fusion_weights(plan: np.ndarray, overlap: int, kind: str = "uniform") -> np.
 def pad_frames(frames: int, size: int, plan: str) -> int:
     """How many frames to sample for a video of `frames`: whole windows' worth in the closed plan, as published, else at least one window."""
     return -(-frames // size) * size if plan == "closed" else max(frames, size)
+
+
+def window_borders(plan: np.ndarray) -> np.ndarray:
+    """Where seams could be: bool `frames - 1`, whether a frame and the one behind it lie in different windows of a plan."""
+    inside = np.zeros((len(plan), plan.max() + 1), bool)
+    np.put_along_axis(inside, plan, True, axis=1)
+    return (inside[:, 1:] != inside[:, :-1]).any(0)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mafx.models.ablated import TOKENS, GlobalEmbedding, draw_sticks
+from mafx.models.attention import PartialReference
 from mafx.models.autoencoder import Autoencoder, AutoencoderConfig, Patches, PatchesConfig
 from mafx.models.control import ControlNet
 from mafx.models.temporal import MotionConfig
@@ -17,24 +19,32 @@ from mafx.models.text import TextConfig, TextTower
 from mafx.models.unet import Features, Residuals, UNet, UNetConfig
 
 FUSIONS = ("midup", "full")
+APPEARANCES = ("features", "embedding")
+POSES = ("densepose", "sticks")
 
 
 @dataclasses.dataclass(frozen=True)
 class AnimatorConfig:
-    """Sizes of every network and where the reference is mixed in.
+    """Sizes of every network, and what goes where; the first of each kind is as published.
 
-    `fusion`: "midup" mixes it into the middle and up blocks, as published; "full" into the down blocks too.
+    Attributes:
+      fusion: the reference's features are mixed into the middle and up blocks ("midup"), or into the down blocks too ("full").
+      appearance: the reference comes as the "features" of the appearance encoder, or as a global "embedding" in the cross-attention.
+      pose: the ControlNet sees the "densepose" renders, or "sticks" drawn from them.
     """
 
     unet: UNetConfig = UNetConfig(motion=MotionConfig())
     pose_widths: tuple[int, ...] = (16, 32, 96, 256)
     autoencoder: AutoencoderConfig | PatchesConfig = AutoencoderConfig()
     text: TextConfig = TextConfig()
-    fusion: str = "midup"
+    fusion: str = FUSIONS[0]
+    appearance: str = APPEARANCES[0]
+    pose: str = POSES[0]
 
     def __post_init__(self):
-        if self.fusion not in FUSIONS:
-            raise ValueError(f"fusion {self.fusion!r} is unknown, expected one of {', '.join(FUSIONS)}")
+        for name, known in (("fusion", FUSIONS), ("appearance", APPEARANCES), ("pose", POSES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is unknown, expected one of {', '.join(known)}")
 
 
 SIZES = {
@@ -76,7 +86,8 @@ class Animator(nn.Module):
     def setup(self):
         c = self.config
         self.unet = UNet(c.unet)
-        self.appearance = UNet(dataclasses.replace(c.unet, motion=None, features_only=True))
+        still = dataclasses.replace(c.unet, motion=None)
+        self.appearance = UNet(dataclasses.replace(still, features_only=True)) if c.appearance == "features" else GlobalEmbedding(still)
         self.control = ControlNet(c.unet, c.pose_widths)
         self.autoencoder = (Patches if isinstance(c.autoencoder, PatchesConfig) else Autoencoder)(c.autoencoder)
         self.text = TextTower(c.text)
@@ -94,7 +105,12 @@ class Animator(nn.Module):
         return self.autoencoder.decode(latents / self.config.autoencoder.scaling)
 
     def bank(self, reference: jax.Array, t: jax.Array, text: jax.Array) -> Features:
-        """y_a: what every mixed attention adds to its keys and values, each `b m c`. Depends on the step only, not on frames."""
+        """y_a: what every mixed attention adds to its keys and values, each `b m c`. Depends on the step only, not on frames.
+
+        Where the reference comes as an embedding, that is all there is: `{"text": {"tokens": b m c}}`.
+        """
+        if self.config.appearance == "embedding":
+            return {"text": {"tokens": self.appearance(reference, t, text)}}
         features = self.appearance.features(reference[:, None], t, text)
         if self.config.fusion == "midup":
             features = {name: blocks for name, blocks in features.items() if not name.startswith("down")}
@@ -102,10 +118,13 @@ class Animator(nn.Module):
 
     def pose(self, noisy: jax.Array, t: jax.Array, text: jax.Array, motion: jax.Array, scale: jax.Array | float = 1.0) -> Residuals:
         """y_p: the ControlNet's residuals, times `scale`."""
+        motion = draw_sticks(motion) if self.config.pose == "sticks" else motion
         return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), self.control(noisy, t, text, motion))
 
     def predict(self, noisy: jax.Array, t: jax.Array, text: jax.Array, bank: Features, residuals: Residuals | None) -> jax.Array:
         """The denoiser's output, `b f h w c`, float32. An empty bank is plain self-attention: the unconditional half of guidance."""
+        if self.config.appearance == "embedding":
+            text, bank = _with_embedding(text, bank), {}
         return self.unet.decode(self.unet.encode(noisy, t, text, bank), text, bank, residuals)
 
     def predict_both(
@@ -116,7 +135,7 @@ class Animator(nn.Module):
         `negative` holds the unconditional half's text states, None where they equal `text`. Then the halves differ from the first mixed
         attention on and share the whole encoder: the result is the same, for less work.
         """
-        if negative is not None or self.config.fusion == "full":
+        if negative is not None or self.config.fusion == "full" or self.config.appearance == "embedding":
             return self.predict(noisy, t, text if negative is None else negative, {}, residuals), self.predict(noisy, t, text, bank, residuals)
         encoded = self.unet.encode(noisy, t, text, {})
         return self.unet.decode(encoded, text, {}, residuals), self.unet.decode(encoded, text, bank, residuals)
@@ -126,6 +145,14 @@ class Animator(nn.Module):
         text, reference = self.encode_text(ids), self.encode_image(image)
         prediction = self.predict(noisy, t, text, self.bank(reference, t, text), self.pose(noisy, t, text, motion))
         return self.decode_latents(prediction[:, 0].astype(image.dtype))
+
+
+def _with_embedding(text: jax.Array, bank: Features) -> jax.Array:
+    """Text states with the reference's tokens behind them, which are zero where there is no reference."""
+    tokens = bank["text"]["tokens"] if bank else jnp.zeros((len(text), TOKENS, text.shape[-1]), text.dtype)
+    if isinstance(tokens, PartialReference):
+        tokens = jnp.where(tokens.keep[:, None, None], tokens.tokens, jnp.zeros((), text.dtype))
+    return jnp.concatenate([text, tokens], axis=1)
 
 
 def parameter_shapes(config: AnimatorConfig) -> dict:

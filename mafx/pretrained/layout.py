@@ -18,7 +18,7 @@ import numpy as np
 
 from mafx.errors import InputError
 from mafx.model import Model
-from mafx.models.animator import AnimatorConfig, parameter_shapes
+from mafx.models.animator import APPEARANCES, POSES, AnimatorConfig, parameter_shapes
 from mafx.models.text import Tokenizer
 from mafx.pretrained import configs
 from mafx.pretrained.formats import TensorFile, open_tensors, write_safetensors, write_torch_archive
@@ -160,9 +160,13 @@ def _read_tokenizer(directory: Path, config: AnimatorConfig) -> Tokenizer:
 def save_pretrained(model: Model, directory: str | Path) -> None:
     """Write a model in the layout `load_pretrained` reads and the published PyTorch tools use, in the dtype of its parameters.
 
-    Reading it back gives bit-equal parameters. Raises InputError where the folder exists and is not empty.
+    Reading it back gives bit-equal parameters. Raises InputError where the folder exists and is not empty, and for an ablated model: the layout has
+    no place for its parts.
     """
     directory = Path(directory)
+    if (model.config.appearance, model.config.pose) != (APPEARANCES[0], POSES[0]):
+        found = f"{model.config.appearance!r} and {model.config.pose!r}"
+        raise InputError(f"expected a model with the appearance {APPEARANCES[0]!r} and the pose {POSES[0]!r}, found {found}")
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"expected a new or empty folder for the weights, found files in {directory}")
     flat = flax.traverse_util.flatten_dict(model.params)

@@ -10,7 +10,7 @@ from mafx.data.datasets import DATASETS, PREPARED
 from mafx.data.pipeline import CROPS, REFERENCES
 from mafx.diffusion.schedule import KINDS, PREDICTIONS
 from mafx.errors import InputError
-from mafx.models.animator import SIZES
+from mafx.models.animator import APPEARANCES, FUSIONS, POSES, SIZES
 
 STAGES = ("appearance", "temporal")
 DECAYS = ("constant", "cosine")
@@ -30,6 +30,7 @@ def default_config(stage: str) -> ml_collections.ConfigDict:
     # What
     c.stage = stage
     c.model = "sd15"  # a key of mafx.models.animator.SIZES
+    c.networks = {"fusion": FUSIONS[0], "appearance": APPEARANCES[0], "pose": POSES[0]}  # what ablations change, see AnimatorConfig
     c.init_from = ""  # the work folder of the stage before, or a folder with Stable Diffusion 1.5
     c.train_only = TRAINS[stage]
     c.dtype = "bfloat16"  # of computation and of frozen parameters; trained ones, their averages and moments are float32
@@ -79,6 +80,9 @@ def check_config(c: ml_collections.ConfigDict) -> None:
     rules: dict[str, tuple[Callable, str]] = {
         "model": one_of(*SIZES),
         "dtype": one_of("float32", "bfloat16"),
+        "networks.fusion": one_of(*FUSIONS),
+        "networks.appearance": one_of(*APPEARANCES),
+        "networks.pose": one_of(*POSES),
         "decay": one_of(*DECAYS),
         "schedule.kind": one_of(*KINDS),
         "schedule.prediction": one_of(*PREDICTIONS),

@@ -124,9 +124,9 @@ def keep_evidence(workdir: Path, step: int, batch: dict, state, checkpoints: Che
 
 
 def model_sizes(config: ml_collections.ConfigDict) -> AnimatorConfig:
-    """The networks' sizes, with what the config says about how they are computed."""
+    """The networks' sizes, with what the config changes about them and says about how they are computed."""
     sizes = SIZES[config.model]
-    return dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, remat=config.remat))
+    return dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, remat=config.remat), **config.networks)
 
 
 def gather(params: Flat, mesh: Mesh) -> Flat:
@@ -147,7 +147,7 @@ def load_workdir(workdir: Path, dtype: jnp.dtype | str = jnp.float32, step: int 
     """The model of a checkpoint of a work folder (a step, "latest" or "best"), ready to animate or for `mafx.save_pretrained`."""
     flat, config = read_parameters(workdir, step)
     params = {name: jnp.asarray(x, dtype) for name, x in flat.items()}
-    sizes = SIZES[config.model]
+    sizes = model_sizes(config)
     return Model(sizes, unflatten(params), make_tokenizer(sizes, workdir), Schedule(**config.schedule))
 
 
