@@ -2,11 +2,15 @@
 
     python sample.py --pretrained DIR --reference person.png --motion densepose.mp4 --out person.mp4
 
+without anything, a puppet, by the small model that comes with mafx:
+
+    python sample.py
+
 or every held-out clip of a training run, measured against the truth, and clip by clip against another evaluation:
 
     python sample.py --workdir DIR --split test [--against DIR]
 
-Without --pretrained, --reference or --motion, puppets drawn by mafx stand in for what is not given.
+Without --reference or --motion, puppets drawn by mafx stand in for what is not given.
 """
 
 import json
@@ -17,12 +21,14 @@ import time
 from pathlib import Path
 
 import jax
+import ml_collections
 import numpy as np
 from absl import app, flags
 
 import mafx
 from mafx import densepose, media
-from mafx.data import puppets
+from mafx.bundled import bundled_config
+from mafx.data.clips import puppet_clips
 from mafx.data.datasets import find_clips
 from mafx.data.pipeline import Sampling
 from mafx.diffusion.samplers import SAMPLERS
@@ -39,7 +45,7 @@ from mafx.training.loop import load_workdir, read_config
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("pretrained", None, "folder of published weights; without it, small random ones (the result is noise, the way to it is real)")
+flags.DEFINE_string("pretrained", None, "folder of published weights; without it, the model in the box, which knows puppets only")
 flags.DEFINE_string("workdir", None, "folder of a training run, instead of --pretrained")
 flags.DEFINE_string("checkpoint", "latest", "of --workdir: a step, latest, or best (by the scores of held-out clips)")
 flags.DEFINE_enum("split", None, ["train", "test"], "animate and measure these clips of --workdir's data; results go to --out, or DIR/evaluation")
@@ -50,18 +56,19 @@ flags.DEFINE_string(
 flags.DEFINE_string("against", None, "with --split: another evaluation of the same clips, to be compared with clip by clip")
 flags.DEFINE_string("reference", None, "picture of the person; without it, a puppet")
 flags.DEFINE_string("motion", None, "DensePose video, or a folder of frames; without it, a puppet's motion")
-flags.DEFINE_string("out", "animation.mp4", "what to write: .mp4, .gif, .webp, or a folder of PNGs where there is no extension")
+flags.DEFINE_list("out", ["animation.mp4", "animation.gif"], "what to write: .mp4, .gif, .webp, or a folder of PNGs where there is no extension")
+flags.DEFINE_integer("zoom", None, "enlarge what is written so many times; by default small videos to 256 pixels", lower_bound=1)
 flags.DEFINE_bool("overwrite", False, "replace what is at --out")
 flags.DEFINE_string(
-    "size", None, "of the video in pixels: one number for a square, or HxW; divisible by 8; by default 512, or what --workdir was trained at"
+    "size", None, "of the video in pixels: one number for a square, or HxW; divisible by 8; by default 512, or what the model was trained at"
 )
 flags.DEFINE_enum("fit", "crop", media.FITS, "how pictures of another shape are brought to the size: crop and pad keep the aspect")
 flags.DEFINE_integer("frames", None, "animate only the first so many frames of the motion", lower_bound=1)
 flags.DEFINE_integer("stride", 1, "take every so many-th frame of the motion", lower_bound=1)
-flags.DEFINE_integer("steps", 25, "of the sampler", lower_bound=1)
+flags.DEFINE_integer("steps", None, "of the sampler, by default 25, or 2 for the model in the box", lower_bound=1)
 flags.DEFINE_float("guidance", None, "scale of guidance by the reference, by default 7.5, or --workdir's; 1 and below halves the work", lower_bound=0)
 flags.DEFINE_float("control_scale", 1.0, "factor on the influence of the motion")
-flags.DEFINE_integer("seed", 0, "of the starting noise")
+flags.DEFINE_integer("seed", 0, "of the starting noise, and which puppet stands in", lower_bound=0)
 flags.DEFINE_enum("sampler", "ddim", SAMPLERS, "of the diffusion")
 flags.DEFINE_float("eta", 0.0, "fresh noise of the ddim sampler, 0 to 1", lower_bound=0, upper_bound=1)
 flags.DEFINE_string("prompt", "", "text of the conditional half")
@@ -95,21 +102,22 @@ def main(arguments: list[str]) -> None:
 
 
 def animate_one() -> None:
-    out = Path(FLAGS.out)
-    record = out.with_name(f"{out.stem}.json")
-    for path in (out, record):
+    outs = [Path(out) for out in FLAGS.out]
+    record = outs[0].with_name(f"{outs[0].stem}.json")
+    for path in (*outs, record):
         if path.exists() and not FLAGS.overwrite:
             raise InputError(f"{path} exists; choose another --out or give --overwrite")
-    media.check_writable(out)
+    for out in outs:
+        media.check_writable(out)
 
     # -- What goes in
     size = chosen_size()
-    reference = media.read_image(FLAGS.reference) if FLAGS.reference else puppets.example(size, frames=1).reference
+    stand_in = puppet_clips("test", FLAGS.seed + 1, size)[FLAGS.seed]
+    reference = media.read_image(FLAGS.reference) if FLAGS.reference else stand_in.read(np.array([0]))[0][0]
     if FLAGS.motion:
         motion, fps = media.read_video(FLAGS.motion, stride=FLAGS.stride, limit=FLAGS.frames)
     else:
-        stand_in = puppets.example(size, frames=FLAGS.frames or 16)
-        motion, fps = stand_in.motion, stand_in.fps
+        motion, fps = stand_in.read(1 + FLAGS.stride * np.arange(FLAGS.frames or 16))[1], stand_in.fps / FLAGS.stride
     if FLAGS.motion_check != "off" and (complaint := densepose.check_motion(motion).complaint):
         if FLAGS.motion_check == "error":
             raise InputError(complaint)
@@ -126,7 +134,10 @@ def animate_one() -> None:
     animation = mafx.animate(model, reference, motion, **settings)
     seconds = time.perf_counter() - start
     video = media.to_uint8(animation.video)
-    media.write_video(out, media.side_by_side(reference, motion, video) if FLAGS.grid else video, fps)
+    shown = media.side_by_side(reference, motion, video) if FLAGS.grid else video
+    zoom = FLAGS.zoom or max(1, 256 // max(size))
+    for out in outs:
+        media.write_video(out, shown.repeat(zoom, axis=1).repeat(zoom, axis=2), fps)
     repeat = {
         "command": shlex.join(["python", *sys.argv]),
         "inputs": {"pretrained": FLAGS.pretrained, "workdir": FLAGS.workdir, "reference": FLAGS.reference, "motion": FLAGS.motion},
@@ -140,14 +151,15 @@ def animate_one() -> None:
         "seconds": round(seconds, 1),
     }
     record.write_text(json.dumps(repeat, indent=2) + "\n")
-    log.info("Wrote %s: %d frames of %dx%d at %g per second, in %.0f s. How to repeat it: %s", out, len(video), *size, float(fps), seconds, record)
+    names = " and ".join(map(str, outs))
+    log.info("Wrote %s: %d frames of %dx%d at %g per second, in %.0f s. How to repeat it: %s", names, len(video), *size, float(fps), seconds, record)
 
 
 def evaluate_split() -> None:
     if not FLAGS.workdir:
         raise InputError("--split measures a training run: give its --workdir")
     workdir, config = Path(FLAGS.workdir), read_config(Path(FLAGS.workdir))
-    out = Path(FLAGS.out) if FLAGS["out"].present else workdir / "evaluation"
+    out = Path(FLAGS.out[0]) if FLAGS["out"].present else workdir / "evaluation"
     step = find_step(workdir, FLAGS.checkpoint)
     clips = find_clips(config.data, FLAGS.split)[: FLAGS.clips]
     sampling = Sampling(size=chosen_size(), stride=FLAGS.stride)
@@ -160,10 +172,14 @@ def evaluate_split() -> None:
         log.info("Against %s, clip by clip\n\n%s", FLAGS.against, table(compare(found, read_metrics(Path(FLAGS.against)))))
 
 
+def trained_with() -> ml_collections.ConfigDict | None:
+    """The config of the model, where mafx trained it."""
+    return None if FLAGS.pretrained else read_config(Path(FLAGS.workdir)) if FLAGS.workdir else bundled_config()
+
+
 def chosen_size() -> media.Size:
-    if FLAGS.size:
-        return parse_size(FLAGS.size)
-    return tuple(read_config(Path(FLAGS.workdir)).data.size) if FLAGS.workdir else (512, 512) if FLAGS.pretrained else (128, 128)
+    config = trained_with()
+    return parse_size(FLAGS.size) if FLAGS.size else tuple(config.data.size) if config else (512, 512)
 
 
 def load_model() -> Model:
@@ -175,15 +191,16 @@ def load_model() -> Model:
         return model
     if FLAGS.workdir:
         return load_workdir(Path(FLAGS.workdir), dtype, FLAGS.checkpoint)
-    log.info("No --pretrained: a small network with random weights shows the way from pixels to pixels; its frames are noise.")
-    return mafx.random_model("tiny", seed=FLAGS.seed, dtype=dtype)
+    log.info("No --pretrained: this is the model in the box. It knows puppets only.")
+    return mafx.load_bundled(dtype)
 
 
 def chosen_settings() -> dict:
     """What `mafx.animate` is asked for."""
-    guidance = read_config(Path(FLAGS.workdir)).show_guidance if FLAGS.workdir else 7.5
+    config = trained_with()
+    guidance = config.show_guidance if config else 7.5
     return {
-        "steps": FLAGS.steps,
+        "steps": FLAGS.steps or (25 if FLAGS.pretrained or FLAGS.workdir else 2),
         "guidance_scale": guidance if FLAGS.guidance is None else FLAGS.guidance,
         "seed": FLAGS.seed,
         "shared_noise": FLAGS.shared_noise,

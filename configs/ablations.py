@@ -2,7 +2,8 @@
 
     python train.py --config configs/ablations.py:full:appearance --workdir RUNS/full/appearance
     python train.py --config configs/ablations.py:full:temporal --workdir RUNS/full/temporal --config.init_from RUNS/full/appearance
-    python benchmarks/ablations.py --runs RUNS        all of them, and the table
+
+`python benchmarks/ablations.py --runs RUNS` trains and evaluates all of them, and makes the table.
 """
 
 import dataclasses

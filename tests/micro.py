@@ -3,6 +3,7 @@
 python tests/micro.py WORKDIR '{"config": {"steps": 3}, "devices": 2, "distributed": ["localhost:1234", 2, 0], "signal": [9, 8]}'
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -11,10 +12,13 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs import puppets
+from mafx.data.clips import PuppetClip
+from mafx.densepose import read_labels
 from mafx.models import animator
 from mafx.models.animator import AnimatorConfig
 from mafx.models.autoencoder import AutoencoderConfig
@@ -31,6 +35,23 @@ MICRO = AnimatorConfig(
 )
 
 PARTS = (("^(unet|appearance|control)/.*(conv_in|conv_out|attn1|controlnet_)", True), (".*", False))  # of every network; more only compiles longer
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """`reference` uint8 `H W 3`, `motion` (renders) and `video` (the truth) uint8 `f H W 3`, `labels` uint8 `f H W`."""
+
+    reference: np.ndarray
+    motion: np.ndarray
+    video: np.ndarray
+    labels: np.ndarray
+
+
+def example(size, frames, identity=0, motion=0):
+    """A drawn clip behind its first frame, which is the reference."""
+    clip = PuppetClip(identity, motion, size)
+    (reference, *video), renders = clip.read(np.arange(frames + 1))
+    return Example(reference, renders[1:], np.stack(video), read_labels(renders[1:])[0])
 
 
 def micro_config(stage, **changes):

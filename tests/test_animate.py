@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from micro import example
 
 import mafx
-from mafx.data import puppets
 from mafx.errors import InputError
 
 module = importlib.import_module("mafx.animate")  # the package's attribute of this name is the function
@@ -15,7 +15,7 @@ module = importlib.import_module("mafx.animate")  # the package's attribute of t
 
 @pytest.fixture(scope="module")
 def clip():
-    return puppets.example((16, 16), 11)
+    return example((16, 16), 11)
 
 
 def run(model, clip, frames=6, **changes):

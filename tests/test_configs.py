@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from micro import PARTS
+from micro import PARTS, example
 from PIL import Image
 
 from configs.ablations import ABLATIONS
 from mafx import media
-from mafx.data import puppets
 from mafx.data.builders import prepare
 from mafx.errors import InputError
 from mafx.pretrained.layout import save_pretrained
@@ -30,7 +29,7 @@ def get_config(name, argument):
 
 
 def write_folder(folder, frames, identity, iuv=False):
-    clip = puppets.example((24, 16), frames, identity, motion=identity)
+    clip = example((24, 16), frames, identity, motion=identity)
     for i in range(frames):
         iuv_render = np.stack([np.full((24, 16), 7, np.uint8)] * 2 + [clip.labels[i]], -1)  # V, U, I
         for kind, picture in (("images", clip.video[i]), ("densepose", iuv_render if iuv else clip.motion[i])):
@@ -58,7 +57,7 @@ def data(tmp_path_factory):
         folder = raw / "TED384-v2" / split
         folder.mkdir(parents=True)
         for i in range(count):
-            clip = puppets.example((32, 32), 6, 10 + i, motion=i)
+            clip = example((32, 32), 6, 10 + i, motion=i)
             media.write_video(folder / f"talk{i}#1#6.mp4", clip.video, 25)
             media.write_video(folder / f"talk{i}#1#6_densepose.mp4", clip.motion, 25)
     prepare("ted_talks", raw, out, min_frames=5)

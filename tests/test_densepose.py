@@ -3,15 +3,15 @@ import re
 import numpy as np
 import pytest
 from conftest import SHARED
+from micro import example
 
 from mafx import media
-from mafx.data import puppets
 from mafx.densepose import BACKGROUND, FLIPPED, PALETTE, PARTS, check_motion, draw_labels, read_labels
 
 
 @pytest.fixture(scope="module")
 def motion():
-    return puppets.example((64, 64), 6).motion
+    return example((64, 64), 6).motion
 
 
 def test_palette_is_viridis_and_its_colours_are_apart():

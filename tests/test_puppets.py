@@ -2,8 +2,9 @@ import time
 
 import numpy as np
 import pytest
+from micro import example
 
-from mafx.data.puppets import STANDING, Identity, Motion, example, render
+from mafx.data.puppets import STANDING, Identity, Motion, render
 from mafx.densepose import FLIPPED, read_labels
 
 
@@ -54,10 +55,10 @@ def test_mirrored_pose_is_the_flipped_picture_of_labels():
 
 
 def test_back_is_not_foretold_by_the_front():
-    """People who look alike from the front may differ from behind: half of the clothes have another colour there, drawn apart."""
+    """People who look alike from the front may differ from behind: a quarter of the clothes have another colour there, drawn apart."""
     shirts = [Identity.draw(seed).shirt for seed in range(400)]
     fronts, backs = zip(*((shirt.front, shirt.back) for shirt in shirts if (shirt.front != shirt.back).any()), strict=True)
-    assert 0.4 < len(fronts) / len(shirts) < 0.6
+    assert 0.15 < len(fronts) / len(shirts) < 0.35
     correlation = np.corrcoef(np.array(fronts).ravel(), np.array(backs).ravel())[0, 1]
     assert abs(correlation) < 0.15
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from micro import example
 from PIL import Image
 
 from mafx import media
-from mafx.data import puppets
+from mafx.data.clips import puppet_clips
 from mafx.pretrained.layout import save_pretrained
 
 SAMPLE = Path(__file__).parent.parent / "sample.py"
@@ -25,7 +26,7 @@ def sample(folder, *arguments):
 def inputs(micro, tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     save_pretrained(micro, folder / "weights")
-    clip = puppets.example((48, 32), 9)
+    clip = example((48, 32), 9)
     Image.fromarray(clip.reference).save(folder / "person.png")
     media.write_video(folder / "motion.mp4", clip.motion, 15)
     return folder
@@ -33,7 +34,8 @@ def inputs(micro, tmp_path_factory):
 
 def test_animates_at_a_portrait_size(inputs, tmp_path):
     done = sample(tmp_path, "--pretrained", inputs / "weights", "--reference", inputs / "person.png", "--motion", inputs / "motion.mp4",
-                  "--size", "32x16", "--steps", 1, "--window", 4, "--overlap", 1, "--stride", 3, "--grid", "--out", "out.mp4")  # fmt: skip
+                  "--size", "32x16", "--steps", 1, "--window", 4, "--overlap", 1, "--stride", 3, "--grid", "--zoom", 1,
+                  "--out", "out.mp4")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "The reference is 48x32: crop to 32x16" in done.stderr
     assert "3 frames of 32x16" in done.stderr
@@ -44,6 +46,18 @@ def test_animates_at_a_portrait_size(inputs, tmp_path):
     assert np.abs(video[:, :, :16].astype(int) - reference).mean() < 8
     record = json.loads((tmp_path / "out.json").read_text())
     assert record["settings"]["steps"] == 1 and record["size"] == [32, 16] and record["motion"] == {"frames": 3, "stride": 3, "fps": 5.0}
+
+
+def test_without_arguments_a_puppet_is_animated(tmp_path):
+    done = sample(tmp_path, "--frames", 3, "--grid")
+    assert done.returncode == 0, done.stderr
+    assert "the model in the box" in done.stderr and "animation.mp4 and animation.gif: 3 frames of 32x32" in done.stderr
+    for name in ("animation.mp4", "animation.gif"):
+        video, fps = media.read_video(tmp_path / name)
+        assert video.shape == (3, 256, 3 * 256, 3) and abs(fps - 12) <= 0.5  # a gif counts in hundredths of a second
+    held_out, _ = puppet_clips("test", 1, (32, 32))[0].read(np.arange(1))
+    shown = media.read_video(tmp_path / "animation.mp4")[0][0, 4::8, 4:256:8]
+    assert np.abs(shown.astype(int) - held_out[0]).mean() < 4
 
 
 def test_bad_input_is_one_sentence_and_exit_code_2(inputs, tmp_path):

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from micro import MICRO, micro_config
+from micro import MICRO, example, micro_config
 
-from mafx.data import puppets
 from mafx.data.clips import puppet_clips
 from mafx.data.pipeline import Sampling, batches
 from mafx.training import loop
@@ -63,7 +62,7 @@ def test_the_temporal_stage_leaves_all_else_bit_equal(config, micro):
 
 
 def test_latents_that_show_the_person():
-    clip = puppets.example((16, 24), 2)
+    clip = example((16, 24), 2)
     shown = shows_person(jnp.asarray(clip.motion[None]), (1, 2, 4, 6))
     expected = np.add.reduceat(np.add.reduceat(clip.labels > 0, np.arange(0, 16, 4), 1), np.arange(0, 24, 4), 2) > 0
     np.testing.assert_array_equal(shown[0], expected)

@@ -7,11 +7,8 @@ the viewer; one unit is half the image. A puppet that faces the viewer has its r
 
 import colorsys
 import dataclasses
-from fractions import Fraction
 
 import numpy as np
-
-from mafx.densepose import draw_labels
 
 # Labels of the back and the front of each part, as DensePose numbers them; the head is halved left and right.
 LABELS = {
@@ -261,23 +258,4 @@ def _body_colour(identity: Identity, part: str, along: np.ndarray, around: np.nd
     return cloth.colour(along, around, front)
 
 
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    """A drawn clip: `reference` uint8 `H W 3`, facing the viewer; `motion` (renders) and `video` (the truth) uint8 `f H W 3`."""
-
-    reference: np.ndarray
-    motion: np.ndarray
-    video: np.ndarray
-    labels: np.ndarray  # uint8 `f H W`
-    fps: Fraction
-
-
 STANDING = dict.fromkeys(Motion.ANGLES, 0.0) | {"raise_r": 0.35, "raise_l": 0.35, "elbow_r": 0.2, "elbow_l": 0.2, "spread": 0.12, "yaw": 0.0}
-
-
-def example(size: tuple[int, int], frames: int, identity: int = 0, motion: int = 0, fps: int = 12) -> Clip:
-    """Draw `frames` frames of one puppet. The same seeds give the same clip at any size."""
-    who, how = Identity.draw(identity), Motion.draw(motion, turning=True)
-    drawn = [render(who, how.at(i / fps), size) for i in range(frames)]
-    video, labels = (np.stack(x) for x in zip(*drawn, strict=True))
-    return Clip(render(who, STANDING, size)[0], draw_labels(labels), video, labels, Fraction(fps))
