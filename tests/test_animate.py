@@ -40,10 +40,13 @@ def test_seed_noise_and_repetition(micro, clip):
 
 
 def test_every_window_starts_from_the_same_noise(micro, clip):
-    """With the same motion everywhere and no overlap, every window is the same video."""
+    """With the same motion everywhere and no overlap, every window is the same video; not where every frame has its own noise."""
     still = dataclasses.replace(clip, motion=np.repeat(clip.motion[:1], 8, axis=0))
     out = run(micro, still, 8, overlap=0)
     np.testing.assert_allclose(out.latents[:4], out.latents[4:], atol=1e-5)
+    assert np.flatnonzero(out.borders).tolist() == [3]
+    own = run(micro, still, 8, overlap=0, shared_noise=False)
+    assert np.abs(own.latents[:4] - own.latents[4:]).max() > 0.1
 
 
 def test_guidance_at_one_and_below_skips_the_unconditional_half(micro, clip, monkeypatch):

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from mafx.diffusion.windows import fusion_weights, pad_frames, window_plan
+from mafx.diffusion.windows import fusion_weights, pad_frames, window_borders, window_plan
 
 
 def test_closed_plan_equals_the_published_windows(published):
@@ -12,6 +12,13 @@ def test_closed_plan_equals_the_published_windows(published):
     for case in cases:
         got = window_plan(case["num_frames"], case["context_size"], case["context_overlap"])
         assert got.tolist() == case["windows"], case["num_frames"]
+
+
+def test_borders_are_where_windows_begin_and_end():
+    plan = np.array([[0, 1, 2, 3], [3, 4, 5, 6]])
+    assert np.flatnonzero(window_borders(plan)).tolist() == [2, 3]  # between 2 and 3 the second begins, between 3 and 4 the first ends
+    assert np.flatnonzero(window_borders(window_plan(8, 4, 0))).tolist() == [3]
+    assert not window_borders(window_plan(4, 4, 1)).any()
 
 
 def test_closed_plan_by_hand():

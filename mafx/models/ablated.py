@@ -15,10 +15,10 @@ TOKENS = 16  # of the global embedding
 
 
 class GlobalEmbedding(nn.Module):
-    """The reference as tokens for cross-attention, from one vector for the whole picture: what MagicAnimate argues against (section 3.2: such
-    embeddings, CLIP's for one, keep what is meant and lose what is seen).
+    """The reference as tokens for cross-attention, from one vector for the whole picture, as systems with CLIP's embedding have it: MagicAnimate
+    argues that such a vector keeps what is meant and loses what is seen.
 
-    The vector is the mean over all places of what a UNet's encoder makes of the reference, trained with the rest.
+    Here it is the mean over all places of what a UNet's encoder makes of the reference, trained with the rest.
     """
 
     config: UNetConfig
