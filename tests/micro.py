@@ -51,7 +51,7 @@ def example(size, frames, identity=0, motion=0):
     """A drawn clip behind its first frame, which is the reference."""
     clip = PuppetClip(identity, motion, size)
     (reference, *video), renders = clip.read(np.arange(frames + 1))
-    return Example(reference, renders[1:], np.stack(video), read_labels(renders[1:])[0])
+    return Example(reference, renders[1:], np.stack(video), read_labels(renders[1:])[0].astype(np.uint8))
 
 
 def micro_config(stage, **changes):
