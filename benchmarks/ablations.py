@@ -22,6 +22,7 @@ from configs.ablations import ABLATIONS, LONG, Ablation, get_config
 from mafx import media
 from mafx.evaluation.protocol import compare, higher_is_better, read_metrics
 from mafx.training.checkpoints import find_step
+from mafx.training.config import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIPS = {16: 64, LONG: 24}  # of so many frames
@@ -59,7 +60,8 @@ def base(ablation: Ablation) -> str:
 
 def train(name: str, ablation: Ablation, runs: Path) -> Path:
     """The work folder of an ablation's last stage, trained as far as it needs to be."""
-    folder = {stage: runs / (name if stage in ablation.trains and name != "no_temporal" else "full") / stage for stage in ("appearance", "temporal")}
+    own = {stage for stage in ablation.trains if ablation.config}  # where nothing differs, the full model's folders serve
+    folder = {stage: runs / (name if stage in own else "full") / stage for stage in STAGES}
     for stage in ablation.trains:
         if not (folder[stage] / "checkpoints").is_dir() or find_step(folder[stage], "latest") < get_config(f"{name}:{stage}").steps:
             start = () if stage == "appearance" else ("--config.init_from", str(folder["appearance"]))
