@@ -32,7 +32,7 @@ MOMENTS = 3  # of a clip in a picture
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--runs", type=lambda path: Path(path).resolve(), required=True)
     parser.add_argument("--only", nargs="+", choices=list(ABLATIONS), default=list(ABLATIONS))
     args = parser.parse_args()
     found = {}
