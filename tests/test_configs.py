@@ -57,7 +57,7 @@ def data(tmp_path_factory):
         folder = raw / "TED384-v2" / split
         folder.mkdir(parents=True)
         for i in range(count):
-            clip = example((32, 32), 6, 10 + i, motion=i)
+            clip = example((64, 64), 6, 10 + i, motion=i)  # large enough for compressed colours to be read
             media.write_video(folder / f"talk{i}#1#6.mp4", clip.video, 25)
             media.write_video(folder / f"talk{i}#1#6_densepose.mp4", clip.motion, 25)
     prepare("ted_talks", raw, out, min_frames=5)
