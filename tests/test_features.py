@@ -1,8 +1,8 @@
 """The networks of LPIPS, FID, FID-VID and FVD against the originals.
 
 networks.npz was computed by PyTorch 2.13 on a CPU with the tensors of network_weights.py: `lpips` 0.1.4 on torchvision's VGG-16, `pytorch-fid` 0.3.0
-(network and distance), and transcripts of the ResNet and I3D that DisCo measures with (its tool/metrics, commit 4772790), and of its resizing. It also has the names
-and shapes of all their tensors.
+(network and distance), and transcripts of the ResNet and I3D that DisCo measures with (its tool/metrics, commit 4772790) and of its resizing. It
+also has the names and shapes of all their tensors.
 """
 
 import json
