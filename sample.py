@@ -28,7 +28,7 @@ from absl import app, flags
 import mafx
 from mafx import densepose, media
 from mafx.bundled import bundled_config
-from mafx.data.clips import puppet_clips
+from mafx.data.clips import TEST_SEEDS, PuppetClip
 from mafx.data.datasets import find_clips
 from mafx.data.pipeline import Sampling
 from mafx.diffusion.samplers import SAMPLERS
@@ -112,7 +112,7 @@ def animate_one() -> None:
 
     # -- What goes in
     size = chosen_size()
-    stand_in = puppet_clips("test", FLAGS.seed + 1, size)[FLAGS.seed]
+    stand_in = PuppetClip(TEST_SEEDS + FLAGS.seed, TEST_SEEDS + FLAGS.seed, size)
     reference = media.read_image(FLAGS.reference) if FLAGS.reference else stand_in.read(np.array([0]))[0][0]
     if FLAGS.motion:
         motion, fps = media.read_video(FLAGS.motion, stride=FLAGS.stride, limit=FLAGS.frames)

@@ -12,6 +12,7 @@ import ml_collections
 
 from configs import puppets
 from mafx.errors import InputError
+from mafx.training.config import STAGES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +38,19 @@ class Ablation:
     frames: int = 16
 
 
-BOTH, LONG = ("appearance", "temporal"), 64
+LONG = 64
 ABLATIONS = {
-    "full": Ablation(trains=BOTH),
+    "full": Ablation(trains=STAGES),
     "no_temporal": Ablation("temporal attention takes flicker away", "flicker_unseen", trains=("appearance",)),
-    "embedding": Ablation("a global embedding loses what an appearance encoder keeps", config={"networks.appearance": "embedding"}, trains=BOTH),
+    "embedding": Ablation("a global embedding loses what an appearance encoder keeps", config={"networks.appearance": "embedding"}, trains=STAGES),
     "fusion_full": Ablation(
         "features in the middle and up blocks are enough (ours: the paper does not test it)",
         better="neither",
         config={"networks.fusion": "full"},
-        trains=BOTH,
+        trains=STAGES,
     ),
     "no_joint": Ablation("single frames in training keep each frame good", config={"joint.frames": 0.0}, trains=("temporal",)),
-    "sticks": Ablation("dense renders say more than keypoints", config={"networks.pose": "sticks"}, trains=BOTH),
+    "sticks": Ablation("dense renders say more than keypoints", config={"networks.pose": "sticks"}, trains=STAGES),
     "full_long": Ablation(frames=LONG),
     "own_noise": Ablation(
         "windows that start from the same noise fit together", "difference_error_at_borders", flags=("--noshared_noise",), frames=LONG

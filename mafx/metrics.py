@@ -5,6 +5,7 @@ protocol is DisCo's (arXiv 2307.00040), which MagicAnimate's tables follow: ever
 """
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -64,6 +65,12 @@ def flicker(video: np.ndarray, labels: np.ndarray, shown: np.ndarray, least: int
         colours = [frame[seen].mean(0) if seen.sum() >= least else None for frame, seen in zip(video, labels == part, strict=True)]
         jumps += [y - x for x, y in itertools.pairwise(colours) if x is not None and y is not None]
     return float(np.sqrt(np.mean(np.square(jumps)))) / 255 if jumps else np.nan
+
+
+def mean_of_defined(values: Sequence[float]) -> float:
+    """The mean of those that are not nan; nan where there are none."""
+    values = np.asarray(values)[np.isfinite(values)]
+    return float(values.mean()) if len(values) else np.nan
 
 
 def _where(x: np.ndarray, mask: Mask) -> np.ndarray:

@@ -101,12 +101,12 @@ class Motion:
     ANGLES = ("arm_r", "arm_l", "raise_r", "raise_l", "elbow_r", "elbow_l", "leg_r", "leg_l", "spread", "knee_r", "knee_l", "lean", "nod", "sway")
 
     @classmethod
-    def draw(cls, seed: int, turning: bool | None = None) -> "Motion":
+    def draw(cls, seed: int) -> "Motion":
         rng = np.random.default_rng([seed, 2])
         offset = np.array([0, 0, 0.5, 0.5, 0.7, 0.7, 0, 0, 0.1, 0.35, 0.35, 0, 0, 0])
         reach = np.array([0.9, 0.9, 0.6, 0.6, 0.6, 0.6, 0.5, 0.5, 0.1, 0.3, 0.3, 0.12, 0.2, 0.4])
         shape = (len(offset), 2)
-        turning = rng.random() < 0.6 if turning is None else turning
+        turning = rng.random() < 0.6
         speed = float(rng.choice([-1, 1]) * rng.uniform(0.8, 2.2)) if turning else 0.0
         return cls(
             offset=offset + rng.uniform(-0.3, 0.6, len(offset)) * reach,

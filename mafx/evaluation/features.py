@@ -23,6 +23,7 @@ from PIL import Image
 
 from mafx.errors import InputError
 from mafx.evaluation import networks
+from mafx.metrics import mean_of_defined
 from mafx.pretrained.formats import open_tensors
 
 log = logging.getLogger("mafx")
@@ -65,8 +66,7 @@ class Networks:
             inside = np.asarray(where[0])[mask].mean() if mask.any() else np.nan
             rows.append((values[0], inside, _run(networks.lpips, w, a / 255, b / 255)[0][0]))
         whole, inside, legacy = np.array(rows, np.float64).T
-        inside = inside[np.isfinite(inside)]
-        return {"lpips": whole.mean(), "lpips_person": inside.mean() if len(inside) else np.nan, "lpips_legacy": legacy.mean()}
+        return {"lpips": whole.mean(), "lpips_person": mean_of_defined(inside), "lpips_legacy": legacy.mean()}
 
     def features(self, video: np.ndarray, person: np.ndarray) -> dict[str, np.ndarray]:
         """Of a video uint8 `f H W 3`: float32 `k c` for each Fréchet distance, and behind "_person" with all outside of the mask `f H W` painted

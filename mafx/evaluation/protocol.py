@@ -37,20 +37,17 @@ def score(video: np.ndarray, truth: np.ndarray, labels: np.ndarray, shown: np.nd
     for measure in FRAME_MEASURES:
         values[measure.__name__] = np.mean([measure(a, b) for a, b in zip(video, truth, strict=True)])
         inside = [measure(a, b, mask) if mask.any() else math.nan for a, b, mask in zip(video, truth, person, strict=True)]
-        values[f"{measure.__name__}_person"] = _mean(np.array(inside))
+        values[f"{measure.__name__}_person"] = metrics.mean_of_defined(inside)
     for name, mask in (("difference_error", None), ("difference_error_person", person)):
         changes = metrics.difference_error(video, truth, mask)
-        values[name] = _mean(changes)
+        values[name] = metrics.mean_of_defined(changes)
         if borders is not None and borders.any():
-            values |= {f"{name}_at_borders": _mean(changes[borders]), f"{name}_elsewhere": _mean(changes[~borders])}
+            values |= {
+                f"{name}_at_borders": metrics.mean_of_defined(changes[borders]),
+                f"{name}_elsewhere": metrics.mean_of_defined(changes[~borders]),
+            }
     values["flicker_unseen"] = metrics.flicker(video, labels, shown)
     return {name: float(x) for name, x in values.items()}
-
-
-def _mean(values: np.ndarray) -> float:
-    """Of those that are defined."""
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else math.nan
 
 
 def evaluate(
