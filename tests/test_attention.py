@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from mafx.models import attention as module
 from mafx.models.attention import Attention, FeedForward, SpatialTransformer, attention
+from mafx.training.sharding import batch_sharding, make_mesh
 
 
 def inputs(rng, b=2, f=3, n=10, k=7, m=5, heads=2, d=4):
@@ -49,6 +51,50 @@ def test_large_scores_are_not_materialised(rng):
     memory = [jax.jit(lambda *x: attention(*x, kernel=k)).lower(q, own, shared).compile().memory_analysis().temp_size_in_bytes  # noqa: B023
               for k in ("auto", "plain")]  # fmt: skip
     assert memory[0] < memory[1] / 20
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    monkeypatch.setattr(module, "SPLASH_INTERPRETED", True)
+    monkeypatch.setattr(module, "SPLASH_BLOCK", 128)  # several blocks
+
+
+@pytest.mark.parametrize(("parts", "width"), [("own", 40), ("shared", 80), ("both", 160)])
+def test_splash_equals_the_definition(rng, interpreted, parts, width):
+    q, own, shared = inputs(rng, b=1, f=2, n=128, k=256, m=128, heads=1, d=width)
+    own, shared = own if parts != "shared" else None, shared if parts != "own" else None
+    np.testing.assert_allclose(attention(q, own, shared, kernel="splash"), by_definition(q, own, shared), atol=5e-6)
+
+
+def test_splash_has_the_gradient_of_plain_on_one_device_and_on_many(rng, interpreted):
+    """And sees no reference that was dropped; a batch that the devices do not divide is attended by all of them."""
+    mesh = make_mesh({"data": 2}, jax.devices()[:2])
+
+    def gradient(kernel):
+        return jax.jit(jax.value_and_grad(lambda args, keep: jnp.square(attention(*args, keep, kernel=kernel)).sum()))
+
+    def compare(got, expected):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-5), got, expected)
+
+    args, keep = inputs(rng, b=2, f=2, n=128, k=128, m=128, d=40), jnp.array([True, False])
+    expected = gradient("plain")(args, keep)
+    compare(gradient("splash")(args, keep), expected)
+    step = gradient("splash").lower(*jax.device_put((args, keep), batch_sharding(mesh))).compile()
+    assert "all-gather" not in step.as_text()
+    got = step(*jax.device_put((args, keep), batch_sharding(mesh)))
+    compare(got, expected)
+    assert all(x.sharding.is_equivalent_to(batch_sharding(mesh), x.ndim) for x in jax.tree.leaves(got[1]))
+    one = jax.tree.map(lambda x: x[:1], args)
+    compare(gradient("splash")(*jax.device_put((one, keep[:1]), batch_sharding(mesh).update(spec=PartitionSpec()))), gradient("plain")(one, keep[:1]))
+
+
+def test_tpus_take_splash_where_tokens_suit_it(rng, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    q, own, shared = inputs(rng, n=256, k=256, m=128)
+    text = tuple(x[:, :77] for x in shared)
+    assert module._choose_kernel(q, own, shared) == "plain"  # eight devices, and no mesh
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert [module._choose_kernel(*args) for args in ((q, own, shared), (q, None, text), (q[:, :, :64], own, None))] == ["splash", "plain", "plain"]
 
 
 def test_unknown_kernel():

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import linen as nn
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jax.sharding import PartitionSpec
 
 from mafx.models.layers import GroupNorm, LayerNorm
 
@@ -25,10 +27,13 @@ class PartialReference(NamedTuple):
     keep: jax.Array
 
 
-KERNELS = ("auto", "plain", "blockwise", "cudnn")
+KERNELS = ("auto", "plain", "blockwise", "cudnn", "splash")
 # Both for one example: how many of them a device has cannot be seen here, for under jit the batch is that of all devices.
-PLAIN_SCORE_BYTES = 256 << 20  # above this, "auto" stops materialising the score matrix
-BLOCK_SCORE_BYTES = 32 << 20  # what one block of queries may take in the blockwise kernel
+PLAIN_SCORE_BYTES = {"cpu": 16 << 20}, 256 << 20  # above this, by platform, "auto" stops materialising the score matrix
+BLOCK_SCORE_BYTES = 8 << 20  # what a block of queries of one head may take in the blockwise kernel
+SPLASH_LANES = 128  # numbers of queries and of keys are multiples of it
+SPLASH_BLOCK = 512  # queries and keys that a TPU core takes at once
+SPLASH_INTERPRETED = False  # for tests, where there is no TPU
 
 
 def attention(
@@ -41,7 +46,8 @@ def attention(
       own: keys and values of each frame, both `b f k a d`.
       shared: keys and values for all frames, both `b m a d`. At least one of `own` and `shared` is given.
       keep: bool `b`, the examples that see `shared` at all; all of them if None. Needs `own`.
-      kernel: one of KERNELS. "plain" holds all scores in memory, "blockwise" those of a few queries of one frame, "cudnn" none (NVIDIA, 16 bit).
+      kernel: one of KERNELS. "plain" holds all scores in memory, "blockwise" those of a few queries of one head, "cudnn" none (NVIDIA, 16 bit),
+        nor does "splash" (TPU, queries and keys in multiples of 128).
 
     Returns: `b f n a d` in the dtype of q. Scores and softmax are float32.
     """
@@ -49,18 +55,22 @@ def attention(
         kernel = _choose_kernel(q, own, shared)
     if kernel not in KERNELS:
         raise ValueError(f"attention kernel {kernel!r} is unknown, expected one of {', '.join(KERNELS)}")
-    return {"plain": _plain, "blockwise": _blockwise, "cudnn": _cudnn}[kernel](q, own, shared, keep)
+    return {"plain": _plain, "blockwise": _blockwise, "cudnn": _cudnn, "splash": _splash}[kernel](q, own, shared, keep)
 
 
 def _choose_kernel(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) -> str:
     if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[2] > 128:
         return "cudnn"
     tokens = sum(kv[0].shape[-3] for kv in (own, shared) if kv is not None)
-    return "plain" if 4 * math.prod(q.shape[1:-1]) * tokens <= PLAIN_SCORE_BYTES else "blockwise"
+    # "splash" must know the mesh, which is in the types of what jit was given on one, but not of host arrays that it only then distributes
+    placed = jax.device_count() == 1 or not jax.typeof(q).sharding.mesh.empty
+    if jax.default_backend() == "tpu" and placed and q.shape[2] % SPLASH_LANES == tokens % SPLASH_LANES == 0:
+        return "splash"
+    special, usual = PLAIN_SCORE_BYTES
+    return "plain" if 4 * math.prod(q.shape[1:-1]) * tokens <= special.get(jax.default_backend(), usual) else "blockwise"
 
 
 def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None = None) -> jax.Array:
-    """`keep` may also be `b m`, key by key."""
     parts = []  # (scores' einsum, values' einsum, keys and values)
     if own is not None:
         parts.append(("bfnad,bfkad->bfank", "bfank,bfkad->bfnad", own))
@@ -68,7 +78,7 @@ def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep
         parts.append(("bfnad,bkad->bfank", "bfank,bkad->bfnad", shared))
     scores = [jnp.einsum(pattern, q, k, preferred_element_type=jnp.float32) for pattern, _, (k, _) in parts]
     if keep is not None:
-        scores[-1] = jnp.where(keep.reshape(len(keep), 1, 1, 1, -1), scores[-1], -jnp.inf)
+        scores[-1] = jnp.where(keep[:, None, None, None, None], scores[-1], -jnp.inf)
     # softmax over both parts without joining them: weights relative to the largest score of all, their sum divided out at the end
     top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [x.max(-1, keepdims=True) for x in scores]))
     weights = [jnp.exp((x - top) * q.shape[-1] ** -0.5) for x in scores]
@@ -87,27 +97,39 @@ def _keep_per_key(keep: jax.Array | None, own: KeysValues | None, shared: KeysVa
 
 
 def _blockwise(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
-    """Frame after frame and block after block of queries; the backward pass computes the scores again."""
-    _, _, n, a, _ = q.shape
-    tokens = sum(kv[0].shape[-3] for kv in (own, shared) if kv is not None)
-    keep = _keep_per_key(keep, own, shared)
-    blocks = min(n, math.ceil(4 * a * n * tokens / BLOCK_SCORE_BYTES))
-    size = math.ceil(n / blocks)
+    """Head after head, frame after frame and block after block of queries; the backward pass computes the scores again."""
+    b, f, n, _, d = q.shape
+    if own is None:  # frames are only more queries
+        q = rearrange(q, "b f n a d -> b 1 (f n) a d")
+    seen = _keep_per_key(keep, own, shared)
 
-    def frame(qkv):  # q: b n a d, own: both b k a d
-        q, own = qkv
-        keys_values = own if shared is None else shared if own is None else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
+    @jax.checkpoint
+    def block(q, k, v):  # b n d, b k d
+        scores = jnp.einsum("bnd,bkd->bnk", q, k, preferred_element_type=jnp.float32)
+        if seen is not None:
+            scores = jnp.where(seen[:, None], scores, -jnp.inf)
+        top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+        weights = jnp.exp((scores - top) * d**-0.5)
+        out = jnp.einsum("bnk,bkd->bnd", weights.astype(q.dtype), v, preferred_element_type=jnp.float32)
+        return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
 
-        @jax.checkpoint
-        def block(q):
-            return _plain(q[:, None], None, keys_values, keep)[:, 0]
+    def frame(q, own, shared):
+        k, v = own if shared is None else shared if own is None else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
+        blocks = min(q.shape[1], math.ceil(4 * q.shape[1] * k.shape[1] / BLOCK_SCORE_BYTES))
+        size = math.ceil(q.shape[1] / blocks)
+        if blocks == 1:
+            return block(q, k, v)
+        padded = jnp.pad(q, ((0, 0), (0, blocks * size - q.shape[1]), (0, 0)))
+        out = jax.lax.map(lambda q: block(q, k, v), rearrange(padded, "b (i n) d -> i b n d", i=blocks))
+        return rearrange(out, "i b n d -> b (i n) d")[:, : q.shape[1]]
 
-        padded = jnp.pad(q, ((0, 0), (0, blocks * size - n), (0, 0), (0, 0)))
-        out = jax.lax.map(block, rearrange(padded, "b (i n) a d -> i b n a d", i=blocks))
-        return rearrange(out, "i b n a d -> b (i n) a d")[:, :n]
+    def head(of_head):  # f b n d, f b k d, b m d
+        q, own, shared = of_head
+        return jax.lax.map(lambda of_frame: frame(*of_frame, shared), (q, own))
 
-    frames_first = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, own))
-    return jnp.moveaxis(jax.lax.map(frame, frames_first), 0, 1)
+    q, own = jax.tree.map(lambda x: rearrange(x, "b f n a d -> a f b n d"), (q, own))
+    out = jax.lax.map(head, (q, own, jax.tree.map(lambda x: rearrange(x, "b m a d -> a b m d"), shared)))
+    return rearrange(out, "a f b n d -> b f n a d").reshape(b, f, n, -1, d)
 
 
 def _cudnn(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
@@ -122,6 +144,37 @@ def _cudnn(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep
             k, v = (jnp.concatenate([x, repeat(y, "b m a d -> (b f) m a d", f=f)], 1) for x, y in zip((k, v), shared, strict=True))
     out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     return out.reshape(b, f, n, *out.shape[-2:])
+
+
+def _splash(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
+    """JAX's kernel, jax.experimental.pallas.ops.tpu.splash_attention. XLA cannot split it over devices, so each is given its examples here."""
+    mesh = jax.typeof(q).sharding.mesh  # where jit found its arguments
+    if mesh.empty:
+        return _splash_frames(q, own, shared, keep)
+    examples = PartitionSpec(mesh.axis_names if len(q) % mesh.size == 0 else None)  # else all to everyone
+    return jax.shard_map(_splash_frames, mesh=mesh, in_specs=examples, out_specs=examples, check_vma=False)(q, own, shared, keep)
+
+
+def _splash_frames(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
+    b, f, n, a, d = q.shape
+    if own is None:  # frames are only more queries
+        q = rearrange(q, "b f n a d -> b 1 (f n) a d")
+    seen = _keep_per_key(keep, own, shared)
+
+    @jax.checkpoint  # the kernel and its gradient lay out every head at the width of 128 lanes: for one frame at a time, then
+    def frame(q, own):
+        k, v = own if shared is None else shared if own is None else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
+        q, k, v = (rearrange(x, "b n a d -> b a n d") for x in (q * d**-0.5, k, v))
+        n, m = (math.gcd(x.shape[2], SPLASH_BLOCK) for x in (q, k))
+        sizes = splash_attention.BlockSizes(n, m, m, n, m, m, n, m)  # forward, gradient of keys and values, gradient of queries
+        mask = splash_attention.MultiHeadMask([splash_attention.FullMask((q.shape[2], k.shape[2]))] * a)
+        kernel = splash_attention.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=SPLASH_INTERPRETED)
+        # queries see the keys of their segment: they are all in 1, dropped keys in 0
+        segments = None if seen is None else splash_attention.SegmentIds(jnp.ones((b, q.shape[2]), jnp.int32), seen.astype(jnp.int32))
+        return rearrange(jax.vmap(kernel)(q, k, v, segments), "b a n d -> b n a d")
+
+    out = jax.lax.map(lambda of_frame: frame(*of_frame), jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, own)))
+    return jnp.moveaxis(out, 0, 1).reshape(b, f, n, a, d)
 
 
 def grid_sinusoid(h: int, w: int, width: int) -> jax.Array:

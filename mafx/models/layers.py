@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
+from mafx.models.convolution import convolve
+
 
 def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
     """Sinusoidal embedding of diffusion times, cosines first: `b` -> `b width`, float32.
@@ -78,7 +80,8 @@ class LayerNorm(nn.Module):
 
 def conv3x3(channels: int, name: str, *, stride: int = 1, dtype: jnp.dtype | None = None) -> nn.Conv:
     """A 3x3 convolution that pads one pixel on every side, also at stride 2 (JAX's SAME pads the high side only)."""
-    return nn.Conv(channels, (3, 3), (stride, stride), padding=((1, 1), (1, 1)), dtype=dtype, name=name)
+    options = {"padding": ((1, 1), (1, 1)), "dtype": dtype, "conv_general_dilated": convolve}
+    return nn.Conv(channels, (3, 3), (stride, stride), **options, name=name)
 
 
 class ResidualBlock(nn.Module):
