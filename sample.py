@@ -24,23 +24,28 @@ import jax
 import ml_collections
 import numpy as np
 from absl import app, flags
+from jax.sharding import Mesh
 
 import mafx
 from mafx import densepose, media
 from mafx.bundled import bundled_config
+from mafx.compiling import keep_programs
 from mafx.data.clips import TEST_SEEDS, PuppetClip
 from mafx.data.datasets import find_clips
 from mafx.data.pipeline import Sampling
 from mafx.diffusion.samplers import SAMPLERS
+from mafx.diffusion.schedule import Schedule
 from mafx.diffusion.windows import FUSION_WEIGHTS, PLANS
 from mafx.errors import InputError
 from mafx.evaluation.features import Networks
 from mafx.evaluation.protocol import compare, evaluate, read_metrics, table
 from mafx.model import Model
-from mafx.models.animator import FUSIONS
+from mafx.models.animator import FUSIONS, parameter_shapes
+from mafx.models.text import Tokenizer
+from mafx.pretrained.configs import read_configs
 from mafx.processes import join_processes
 from mafx.training.checkpoints import find_step
-from mafx.training.loop import load_workdir, read_config
+from mafx.training.loop import load_workdir, model_sizes, read_config
 
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
@@ -67,6 +72,8 @@ flags.DEFINE_integer("frames", None, "animate only the first so many frames of t
 flags.DEFINE_integer("stride", 1, "take every so many-th frame of the motion", lower_bound=1)
 flags.DEFINE_integer("steps", None, "of the sampler, by default 25, or 2 for the model in the box", lower_bound=1)
 flags.DEFINE_float("guidance", None, "scale of guidance by the reference, by default 7.5, or --workdir's; 1 and below halves the work", lower_bound=0)
+flags.DEFINE_list("guidance_interval", ["0", "1000"], "diffusion times, from and to below, of the steps that are guided; the others cost half")
+flags.DEFINE_integer("reuse", 1, "so many steps in a row share what lies below the networks' first level; faster and less exact", lower_bound=1)
 flags.DEFINE_float("control_scale", 1.0, "factor on the influence of the motion")
 flags.DEFINE_integer("seed", 0, "of the starting noise, and which puppet stands in", lower_bound=0)
 flags.DEFINE_enum("sampler", "ddim", SAMPLERS, "of the diffusion")
@@ -76,6 +83,9 @@ flags.DEFINE_string("negative_prompt", "", "text of the unconditional half")
 flags.DEFINE_enum("dtype", None, sorted(DTYPES), "the networks compute in; bfloat16, or float32 on a CPU, where 16 bits gain no speed")
 flags.DEFINE_integer("window", 16, "frames that go through the networks together", lower_bound=1)
 flags.DEFINE_integer("overlap", 4, "frames that neighbouring windows share", lower_bound=0)
+flags.DEFINE_integer("windows_at_once", 1, "windows of a long video that go through the networks together, on each device", lower_bound=1)
+flags.DEFINE_string("cache", "~/.cache/mafx", "folder of compiled programs, so that only the first start compiles; empty: none")
+flags.DEFINE_bool("compile_only", False, "compile what the other flags ask for, for the next start; neither weights nor pictures are needed")
 flags.DEFINE_bool("shared_noise", True, "every window starts from the same noise (as published), or every frame from its own")
 flags.DEFINE_enum("plan", "closed", PLANS, "windows that wrap around the end of the video (as published), or do not")
 flags.DEFINE_enum("weights", "uniform", FUSION_WEIGHTS, "of overlapping windows")
@@ -96,7 +106,9 @@ def main(arguments: list[str]) -> None:
         join_processes()
         if FLAGS.pretrained and FLAGS.workdir:
             raise InputError("expected one of --pretrained and --workdir, found both")
-        evaluate_split() if FLAGS.split else animate_one()
+        if FLAGS.cache:
+            keep_programs(Path(FLAGS.cache))
+        compile_only() if FLAGS.compile_only else evaluate_split() if FLAGS.split else animate_one()
     except InputError as error:
         sys.exit(complain(error))
 
@@ -131,7 +143,7 @@ def animate_one() -> None:
     # -- What comes out
     model, settings = load_model(), chosen_settings()
     start = time.perf_counter()
-    animation = mafx.animate(model, reference, motion, **settings)
+    animation = mafx.animate(model, reference, motion, mesh=local_mesh(), **settings)
     seconds = time.perf_counter() - start
     video = media.to_uint8(animation.video)
     shown = media.side_by_side(reference, motion, video) if FLAGS.grid else video
@@ -172,6 +184,22 @@ def evaluate_split() -> None:
         log.info("Against %s, clip by clip\n\n%s", FLAGS.against, table(compare(found, read_metrics(Path(FLAGS.against)))))
 
 
+def compile_only() -> None:
+    """Of the weights of --pretrained only the config files are read."""
+    start, config = time.perf_counter(), trained_with()
+    sizes, schedule = (model_sizes(config), Schedule(**config.schedule)) if config else read_configs(Path(FLAGS.pretrained))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, chosen_dtype()), parameter_shapes(sizes))
+    model = Model(sizes, params, Tokenizer.without_vocabulary(sizes.text.vocabulary, sizes.text.positions), schedule)
+    programs = mafx.compile_ahead(model, chosen_size(), FLAGS.frames or 16, local_mesh(), **chosen_settings())
+    log.info("Compiled %d programs in %.0f s.", sum(map(len, programs.values())), time.perf_counter() - start)
+
+
+def local_mesh() -> Mesh | None:
+    """All devices of this process, where there are several."""
+    devices = jax.local_devices()
+    return Mesh(np.array(devices), ("windows",)) if len(devices) > 1 else None
+
+
 def trained_with() -> ml_collections.ConfigDict | None:
     """The config of the model, where mafx trained it."""
     return None if FLAGS.pretrained else read_config(Path(FLAGS.workdir)) if FLAGS.workdir else bundled_config()
@@ -182,8 +210,12 @@ def chosen_size() -> media.Size:
     return parse_size(FLAGS.size) if FLAGS.size else tuple(config.data.size) if config else (512, 512)
 
 
+def chosen_dtype() -> str:
+    return DTYPES[FLAGS.dtype] if FLAGS.dtype else "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
 def load_model() -> Model:
-    dtype = DTYPES[FLAGS.dtype] if FLAGS.dtype else "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    dtype = chosen_dtype()
     if FLAGS.pretrained:
         start = time.perf_counter()
         model = mafx.load_pretrained(FLAGS.pretrained, dtype)
@@ -202,6 +234,8 @@ def chosen_settings() -> dict:
     return {
         "steps": FLAGS.steps or (25 if FLAGS.pretrained or FLAGS.workdir else 2),
         "guidance_scale": guidance if FLAGS.guidance is None else FLAGS.guidance,
+        "guidance_interval": parse_interval(FLAGS.guidance_interval),
+        "reuse": FLAGS.reuse,
         "seed": FLAGS.seed,
         "shared_noise": FLAGS.shared_noise,
         "prompt": FLAGS.prompt,
@@ -209,6 +243,7 @@ def chosen_settings() -> dict:
         "control_scale": FLAGS.control_scale,
         "window": FLAGS.window,
         "overlap": FLAGS.overlap,
+        "windows_at_once": FLAGS.windows_at_once,
         "sampler": FLAGS.sampler,
         "eta": FLAGS.eta,
         "plan": FLAGS.plan,
@@ -225,6 +260,12 @@ def parse_size(text: str) -> media.Size:
     if any(int(side) % 8 for side in sides):
         raise InputError(f"expected --size divisible by 8, found {text!r}")
     return int(sides[0]), int(sides[-1])
+
+
+def parse_interval(words: list[str]) -> list[int]:
+    if len(words) != 2 or not all(word.strip().isdigit() for word in words):
+        raise InputError(f"expected --guidance_interval as two times, for example 0,700, found {','.join(words)!r}")
+    return [int(word) for word in words]
 
 
 def complain(error: Exception) -> int:

@@ -2,6 +2,9 @@
 
     pip install libtpu
     python benchmarks/training_memory.py --topology v5p:2x2x2 v5p:4x4x4
+    python benchmarks/training_memory.py --topology v5p:2x2x2 --fsdp 1 --remat none products blocks
+
+The arithmetic (TFLOP of an example, what is computed again counted again) is that of the program before it is compiled.
 
 The step is compiled ahead of time for TPUs of a topology, and the compiler writes down what it would allocate. Machine code is not waited for: it
 takes most of the time and memory of a compilation, and its own size, which comes on top, some tenths of a GiB. A row takes 2 to 5 minutes of one core
@@ -12,7 +15,7 @@ and matrix products are not cut into rings of smaller ones, so that what is gath
 import argparse
 import collections
 import dataclasses
-import functools
+import itertools
 import math
 import multiprocessing
 import os
@@ -26,18 +29,20 @@ from pathlib import Path
 os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.experimental import topologies
 
-from mafx.models.animator import SIZES, parameter_shapes
+from mafx.models import attention
+from mafx.models.animator import SIZES
+from mafx.models.unet import REMAT
 from mafx.training.config import STAGES, default_config
+from mafx.training.fit import trace_step
+from mafx.training.flops import count_flops
+from mafx.training.loop import model_sizes
 from mafx.training.sharding import make_mesh
-from mafx.training.step import init_state, jit_step, make_optimiser
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
+FLOPS = "TFLOP"
 SWITCHES = {
     "xla_vf_vmem_memory_space_assignment": "false",
     "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
@@ -45,22 +50,21 @@ SWITCHES = {
 }
 
 
-def compile_stage(stage: str, topology: str, fsdp: int, args: argparse.Namespace, folder: str) -> None:
+def compile_stage(stage: str, topology: str, fsdp: int, remat: str, args: argparse.Namespace, folder: str) -> None:
     """Compile one training step as the training loop puts it together, on shapes alone; the compiler's reports go to `folder`."""
-    config, size = default_config(stage), SIZES[args.model]
-    networks = dataclasses.replace(size, unet=dataclasses.replace(size.unet, remat=config.remat, attention_kernel=args.kernel))
+    attention.PLAIN_SCORE_BYTES = {}, attention.PLAIN_SCORE_BYTES[1]  # this is a CPU, but it is not compiled for one
+    config = default_config(stage)
+    config.model, config.remat, config.data.size = args.model, remat, tuple(args.size)
+    sizes = model_sizes(config)
+    networks = dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, attention_kernel=args.kernel))
     mesh = make_mesh({"data": -1, "fsdp": fsdp}, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    init = functools.partial(init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.dtype(config.dtype))
-    state = jax.eval_shape(init, parameter_shapes(size))
-    b, f, (h, w) = args.batch * mesh.size, config.data.frames, args.size
-    shapes = {"video": (b, f, h, w, 3), "motion": (b, f, h, w, 3), "reference": (b, h, w, 3)}
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.uint8) for name, shape in shapes.items()}
-    step = jit_step(config, networks, np.zeros(size.text.positions, np.int32), mesh, state)
-    step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile(compiler_options=SWITCHES | {"xla_dump_to": folder})
+    traced = trace_step(config, networks, mesh, args.batch)
+    (Path(folder) / FLOPS).write_text(str(count_flops(traced.jaxpr.jaxpr) // (args.batch * mesh.size)))
+    traced.lower().compile(compiler_options=SWITCHES | {"xla_dump_to": folder})
 
 
 def measure(folder: Path, *args) -> dict[str, float]:
-    """GiB by name, from the reports of a compilation that is stopped as soon as they are written."""
+    """GiB by name, and TFLOP of an example, from the reports of a compilation that is stopped as soon as they are written."""
     process = multiprocessing.get_context("spawn").Process(target=compile_stage, args=(*args, str(folder)))
     process.start()
     while process.is_alive() and not list(folder.glob("*assignment-values.txt")):  # the report after those read here
@@ -71,7 +75,7 @@ def measure(folder: Path, *args) -> dict[str, float]:
     if not all(reports.values()):
         raise SystemExit("the compiler gave up, see above; out of memory there means that the step does not fit")
     values = memory(reports["-buffer-assignment"][0].read_text()) | collectives(reports[""][0].read_text())
-    return {name: x / 2**30 for name, x in values.items()}
+    return {name: x / 2**30 for name, x in values.items()} | {FLOPS: int((folder / FLOPS).read_text()) / 1e12}
 
 
 def memory(report: str) -> dict[str, int]:
@@ -106,18 +110,17 @@ if __name__ == "__main__":
     parser.add_argument("--topology", nargs="+", default=["v5p:2x2x2", "v5p:4x4x4"], help="generation and shape, as libtpu names them")
     parser.add_argument("--stage", nargs="+", default=STAGES, choices=STAGES)
     parser.add_argument("--fsdp", nargs="+", type=int, default=[1, 8], help="devices that share the parameters; 1 is plain data parallelism")
+    parser.add_argument("--remat", nargs="+", default=[None], choices=REMAT, help="what is computed again; the stage's default unless given")
     parser.add_argument("--model", default="sd15", choices=SIZES)
     parser.add_argument("--size", nargs=2, type=int, default=(512, 512), metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=1, help="examples per device")
     parser.add_argument("--kernel", default="auto", help="attention kernel")
     args = parser.parse_args()
-    names = ("arguments", "of them donated", "temporaries", "total", *COLLECTIVES)
-    print(f"| topology | stage | fsdp | {' | '.join(names)} | minutes |\n|---|---|--:|{'--:|' * len(names)}--:|\n", end="", flush=True)
-    for topology in args.topology:
-        for stage in args.stage:
-            for fsdp in args.fsdp:
-                began = time.monotonic()
-                with tempfile.TemporaryDirectory() as folder:
-                    values = measure(Path(folder), stage, topology, fsdp, args)
-                row = " | ".join(f"{values[name]:.2f}" for name in names)
-                print(f"| {topology} | {stage} | {fsdp} | {row} | {(time.monotonic() - began) / 60:.1f} |", flush=True)
+    names = ("arguments", "of them donated", "temporaries", "total", *COLLECTIVES, FLOPS)
+    print(f"| topology | stage | fsdp | remat | {' | '.join(names)} | minutes |\n|---|---|--:|---|{'--:|' * len(names)}--:|\n", end="", flush=True)
+    for topology, stage, fsdp, remat in itertools.product(args.topology, args.stage, args.fsdp, args.remat):
+        began, policy = time.monotonic(), remat or default_config(stage).remat
+        with tempfile.TemporaryDirectory() as folder:
+            values = measure(Path(folder), stage, topology, fsdp, policy, args)
+        row = " | ".join(f"{values[name]:.2f}" for name in names)
+        print(f"| {topology} | {stage} | {fsdp} | {policy} | {row} | {(time.monotonic() - began) / 60:.1f} |", flush=True)

@@ -19,7 +19,7 @@ def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
     config = default_config(stage)
     config.model = "puppets"
     config.dtype = "float32"
-    config.remat = False
+    config.remat = "none"
     config.cpu_devices = 2  # two devices of one core are faster than one of two
 
     config.data.name = "puppets"

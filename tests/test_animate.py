@@ -1,16 +1,18 @@
 import dataclasses
-import importlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import relative_error
 from micro import example
 
 import mafx
+from mafx import compiling, sampling
 from mafx.errors import InputError
+from mafx.training.sharding import make_mesh
 
-module = importlib.import_module("mafx.animate")  # the package's attribute of this name is the function
+PROGRAMS = ("apply", "banks", "run_steps", "decode")
 
 
 @pytest.fixture(scope="module")
@@ -49,32 +51,84 @@ def test_every_window_starts_from_the_same_noise(micro, clip):
     assert np.abs(own.latents[:4] - own.latents[4:]).max() > 0.1
 
 
-def test_guidance_at_one_and_below_skips_the_unconditional_half(micro, clip, monkeypatch):
+def flops(micro, **settings):
+    """Of a step."""
+    programs = mafx.compile_ahead(micro, (16, 16), 6, steps=2, window=4, overlap=1, **settings)
+    return [step.cost_analysis()["flops"] for step in programs["run_steps"]]
+
+
+def test_guidance_at_one_and_below_skips_the_unconditional_half(micro, clip):
     one = run(micro, clip, guidance_scale=1.0)
     np.testing.assert_array_equal(run(micro, clip, guidance_scale=0.0).latents, one.latents)
-    calls, predict = [], module._predict
-    monkeypatch.setattr(module, "_predict", lambda *args: (calls.append(args), predict(*args))[1])
-    run(micro, clip, guidance_scale=1.0, steps=1)
-    run(micro, clip, guidance_scale=2.0, steps=1)
-    less, more = (predict.lower(*args).cost_analysis()["flops"] for args in (calls[0], calls[-1]))
+    (less,), (more,) = flops(micro, guidance_scale=1.0), flops(micro, guidance_scale=2.0)
     assert less < 0.8 * more
-    monkeypatch.undo()
     nearly = run(micro, clip, guidance_scale=1.0001)
     np.testing.assert_allclose(nearly.latents, one.latents, atol=1e-3)
 
 
 def test_compiled_once_whatever_the_frames_seeds_and_scales(micro, clip):
-    run(micro, clip)
-    before = module._predict._cache_size()
-    run(micro, clip, 11, seed=3, guidance_scale=5.0, control_scale=0.5, steps=3, sampler="euler")
-    assert module._predict._cache_size() == before
+    """Up to the next power of two times the window."""
+    run(micro, clip, 5)
+    before = [getattr(sampling, name)._cache_size() for name in PROGRAMS]
+    run(micro, clip, 8, seed=3, guidance_scale=5.0, control_scale=0.5, sampler="euler", progress=True)
+    assert [getattr(sampling, name)._cache_size() for name in PROGRAMS] == before
+
+
+def test_compiled_ahead_is_all_that_runs(micro, clip, monkeypatch):
+    """From shapes alone: the same programs, of the same shapes, that animating then takes."""
+    compiled, called = set(), set()
+
+    def note(notes, program, args):
+        shapes = jax.tree.map(lambda x: (np.shape(x), getattr(x, "dtype", x)), args)
+        notes.add(f"{program.__name__} {shapes}")
+
+    monkeypatch.setattr(compiling.jit, "lower", lambda self, *args: (note(compiled, self, args), self._jitted.lower(*args))[1], raising=False)
+    monkeypatch.setattr(compiling.jit, "__call__", lambda self, *args: (note(called, self, args), self._jitted(*args))[1])
+    shapes = dataclasses.replace(micro, params=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), micro.params))
+    settings = {"steps": 2, "window": 4, "overlap": 1, "reuse": 2}
+    assert mafx.compile_ahead(shapes, (16, 16), 6, **settings).keys() == set(PROGRAMS)
+    run(micro, clip, **settings)
+    assert compiled == called
+
+
+def test_steps_one_by_one_or_in_one_call_are_the_same(micro, clip):
+    seen = []
+    watched = run(micro, clip, eta=0.5, callback=lambda i, x: seen.append(i))
+    np.testing.assert_allclose(watched.latents, run(micro, clip, eta=0.5).latents, atol=1e-6)
+    assert seen == [0, 1]
+
+
+def test_windows_at_once_and_on_many_devices_change_nothing(micro, clip):
+    """Three windows: two turns of two, the last one filled up."""
+    alone, at_once = run(micro, clip), run(micro, clip, windows_at_once=2)
+    spread = run(micro, clip, mesh=make_mesh({"data": 2}, jax.devices()[:2]))
+    for other in (at_once, spread):
+        assert relative_error(other.latents, alone.latents) < 1e-5
+        assert relative_error(other.video, alone.video) < 1e-5
+
+
+def test_guidance_in_an_interval_alone(micro, clip):
+    """All times, and none: as with guidance, and as without; between them some steps are guided."""
+    guided, plain = run(micro, clip), run(micro, clip, guidance_scale=1.0)
+    np.testing.assert_array_equal(run(micro, clip, guidance_interval=(0, 1000)).latents, guided.latents)
+    np.testing.assert_array_equal(run(micro, clip, guidance_interval=(0, 0)).latents, plain.latents)
+    some = run(micro, clip, guidance_interval=(300, 600)).latents  # of the times 501 and 1
+    assert min(np.abs(some - other.latents).max() for other in (guided, plain)) > 1e-3
+
+
+def test_reuse_computes_the_first_level_alone(micro, clip):
+    """The first step is whole, the second one shallow: cheaper, and another result, which is not far off."""
+    whole, shallow = flops(micro, reuse=2)
+    assert shallow < 0.9 * whole  # the smallest model has little below its first level
+    usual, reused = run(micro, clip), run(micro, clip, reuse=2)
+    assert 1e-4 < relative_error(reused.latents, usual.latents) < 0.5
 
 
 @pytest.mark.parametrize("settings", [
     {"sampler": "dpmpp_2m"}, {"sampler": "ddim", "eta": 1.0}, {"plan": "open", "weights": "tapered"}, {"fusion": "full"}, {"control_scale": 0.0},
 ])  # fmt: skip
 def test_choices_are_felt(micro, clip, settings):
-    plain, changed = run(micro, clip, steps=3), run(micro, clip, steps=3, **settings)
+    plain, changed = run(micro, clip), run(micro, clip, **settings)
     assert np.isfinite(changed.latents).all()
     assert np.abs(plain.latents - changed.latents).max() > 1e-3
 
@@ -87,8 +141,8 @@ def test_motion_is_resized_to_the_reference(micro, clip):
 
 def test_callback_sees_every_step(micro, clip):
     seen = []
-    out = run(micro, clip, steps=3, callback=lambda i, latents: seen.append((i, latents)))
-    assert [i for i, _ in seen] == [0, 1, 2]
+    out = run(micro, clip, callback=lambda i, latents: seen.append((i, latents)))
+    assert [i for i, _ in seen] == [0, 1]
     np.testing.assert_array_equal(seen[-1][1], out.latents)
 
 
@@ -104,6 +158,7 @@ def test_bfloat16(micro, clip):
     ({"reference": np.zeros((15, 16, 3), np.uint8)}, "divisible by 2, found 15x16; the nearest such size is 16x16"),
     ({"motion": np.zeros((0, 16, 16, 3), np.uint8)}, "the motion is empty"),
     ({"motion": np.zeros((16, 16, 3), np.uint8)}, "expected the motion as uint8"),
+    ({"reuse": 0}, "at least 1, found 0 and 1"),
     ({"window": 25}, "a window of 1 to 24 frames, found 25"),
     ({"overlap": 4}, "less than the window"),
     ({"guidance_scale": -1.0}, "guidance scale of at least 0"),

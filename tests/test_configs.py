@@ -81,7 +81,7 @@ def stable_diffusion(micro, tmp_path_factory):
 
 def shrink(config, data, init_from=""):
     config.model, config.dtype, config.init_from = "micro", "float32", str(init_from)
-    config.batch, config.steps, config.remat, config.show_clips = 2, 1, False, 0
+    config.batch, config.steps, config.remat, config.show_clips = 2, 1, "none", 0
     config.data.update({"size": (16, 16), "frames": min(2, config.data.frames), "train_clips": 8, "test_clips": 1, "train_frames": 6})
     config.data.path = str(data / "folder" if config.data.name == "folder" else data)
     config.lr, config.warmup, config.decay, config.betas = 1e-3, 0, "constant", (0.9, 0.99)  # alike, so that few programs are compiled
@@ -126,6 +126,7 @@ def test_training_starts_from_stable_diffusion(data, stable_diffusion, micro, on
     [
         ("batch", 0, "config.batch: expected a number of at least 1, found 0"),
         ("model", "sd3", "config.model: expected one of 'sd15'"),
+        ("remat", "everything", "config.remat: expected one of 'none'"),
         ("data.name", "tictoc", "config.data.name: expected one of 'puppets'"),
         ("data.size", (60, 60), "config.data.size: expected rows and columns, multiples of 8"),
         ("loss.reference_dropout", 1.5, "config.loss.reference_dropout: expected a number from 0 to 1"),

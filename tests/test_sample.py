@@ -18,7 +18,7 @@ SAMPLE = Path(__file__).parent.parent / "sample.py"
 
 
 def sample(folder, *arguments):
-    command = [sys.executable, SAMPLE, *map(str, arguments)]
+    command = [sys.executable, SAMPLE, f"--cache={folder.parent / 'programs'}", *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
 
 

@@ -8,11 +8,16 @@ from mafx.diffusion.samplers import SAMPLERS, guide, make_sampler, sampler_step
 from mafx.diffusion.schedule import Schedule, velocity
 
 
+def row(table, i):
+    ((columns, _),) = table.parts(1000)
+    return {name: column[i] for name, column in columns.items()}
+
+
 def sample(table, x, model, prediction="epsilon", noise=None):
     previous = jnp.zeros_like(x)
     for i, t in enumerate(table.times):
         fresh = previous if noise is None else noise[i]
-        x, previous = sampler_step(table.row(i), x, model(x, t), previous, fresh, prediction)
+        x, previous = sampler_step(row(table, i), x, model(x, t), previous, fresh, prediction)
         yield x, previous
 
 
@@ -88,10 +93,21 @@ def test_first_update_by_hand():
     table = make_sampler("ddim", 2, Schedule())
     abar = Schedule().abar
     assert table.times.tolist() == [501, 1]
-    got, clean = sampler_step(table.row(0), jnp.float32(1.0), jnp.float32(0.5), jnp.float32(0.0), jnp.float32(0.0), "epsilon")
+    got, clean = sampler_step(row(table, 0), jnp.float32(1.0), jnp.float32(0.5), jnp.float32(0.0), jnp.float32(0.0), "epsilon")
     x0 = (1 - 0.5 * np.sqrt(1 - abar[501])) / np.sqrt(abar[501])
     assert float(clean) == pytest.approx(x0, rel=1e-5)
     assert float(got) == pytest.approx(np.sqrt(abar[1]) * x0 + np.sqrt(1 - abar[1]) * 0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize(("steps", "lengths"), [(1, [1]), (8, [8]), (9, [5, 5]), (25, [7, 7, 7, 7])])
+def test_parts_have_one_length_and_all_steps(steps, lengths):
+    table = make_sampler("ddim", steps, Schedule())
+    parts = list(table.parts(8))
+    assert [len(rows["time"]) for rows, _ in parts] == lengths
+    assert [start for _, start in parts] == list(range(0, steps, lengths[0]))
+    numbers = np.concatenate([rows["number"] for rows, _ in parts])
+    assert numbers[:steps].tolist() == list(range(steps)) and set(numbers[steps:]) <= {steps - 1}
+    np.testing.assert_array_equal(np.concatenate([rows["time"] for rows, _ in parts])[:steps], table.times)
 
 
 def test_one_step_and_a_thousand():
@@ -128,7 +144,7 @@ def test_with_zero_terminal_snr_samplers_begin_in_pure_noise(name, steps):
     assert table.times[0] == 999 and table.alpha[0] == 0
     clean, x, previous = jnp.full((1,), 0.7), jnp.full((1,), -1.3), jnp.zeros((1,))
     for i in range(steps):
-        row = table.row(i)
-        output = (row["alpha"] * x - clean) / row["sigma"]  # v of the clean latent
-        x, previous = sampler_step(row, x, output, previous, jnp.zeros((1,)), "v")
+        now = row(table, i)
+        output = (now["alpha"] * x - clean) / now["sigma"]  # v of the clean latent
+        x, previous = sampler_step(now, x, output, previous, jnp.zeros((1,)), "v")
     np.testing.assert_allclose(x, clean, atol=1e-5)

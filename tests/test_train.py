@@ -61,6 +61,14 @@ def test_the_temporal_stage_leaves_all_else_bit_equal(config, micro):
     assert np.isfinite(metrics["loss"])
 
 
+def test_runs_from_when_remat_was_a_switch_are_read(config):
+    old = config("temporal").copy_and_resolve_references()
+    for switch, name in ((True, "blocks"), (False, "none")):
+        with old.ignore_type():
+            old.remat = switch
+        assert loop.model_sizes(old).unet.remat == name
+
+
 def test_latents_that_show_the_person():
     clip = example((16, 24), 2)
     shown = shows_person(jnp.asarray(clip.motion[None]), (1, 2, 4, 6))

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from micro import MICRO
 
-from mafx.models.unet import Encoded, Residuals, UNet
+from mafx.models.unet import REMAT, Encoded, Residuals, UNet
+from mafx.training.flops import count_flops
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def test_residuals_enter_behind_the_skips_and_the_middle(micro, inputs):
     encoded = unet.apply(params, x, t, text, {}, method="encode")
     shifts = Residuals(tuple(0.1 * jnp.ones_like(s) for s in encoded.skips), jnp.zeros_like(encoded.x))
     moved = Encoded(encoded.x, tuple(s + 0.1 for s in encoded.skips), encoded.temb, encoded.features)
-    decode = lambda *args: unet.apply(params, *args, method="decode")  # noqa: E731
+    decode = lambda *args: unet.apply(params, *args, method="decode").output  # noqa: E731
     np.testing.assert_allclose(decode(encoded, text, {}, shifts), decode(moved, text, {}), atol=1e-6)
     assert np.abs(decode(encoded, text, {}, Residuals(shifts.skips, 1 + encoded.x)) - decode(moved, text, {})).max() > 1e-3
 
@@ -35,14 +36,18 @@ def test_rematerialisation_changes_nothing_but_memory(micro, inputs):
 
         def loss(params):
             encoded = unet.apply({"params": params}, x, t, text, {}, method="encode")
-            return jnp.square(unet.apply({"params": params}, encoded, text, {}, method="decode")).mean()
+            return jnp.square(unet.apply({"params": params}, encoded, text, {}, method="decode").output).mean()
 
         return jax.jit(jax.grad(loss))
 
-    params, plain, remat = micro.params["unet"], grads(False), grads(True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain(params), remat(params))
-    flops = [f.lower(params).cost_analysis()["flops"] for f in (plain, remat)]
-    assert flops[1] > 1.1 * flops[0]  # the forward pass once more
+    params, plain, *others = micro.params["unet"], *map(grads, REMAT)
+    expected = plain(params)
+    for f in others:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), expected, f(params))
+    flops = [f.lower(params).cost_analysis()["flops"] for f in (plain, *others)]
+    assert flops == sorted(flops) and flops[-1] > 1.1 * flops[0]  # the forward pass once more
+    products = [count_flops(jax.make_jaxpr(f)(params).jaxpr) for f in (plain, *others)]
+    assert products[1] < 1.05 * products[0] < products[-1]  # all are kept but those of attention
 
 
 def test_appearance_encoder_has_nothing_behind_its_last_feature(micro):
@@ -61,9 +66,22 @@ def test_frames_of_one_image_each_share_norm_statistics(micro, inputs):
 
     def run(config, x):
         unet = UNet(dataclasses.replace(config, motion=None))
-        return unet.apply(params, unet.apply(params, x, t, text, {}, method="encode"), text, {}, method="decode")
+        return unet.apply(params, unet.apply(params, x, t, text, {}, method="encode"), text, {}, method="decode").output
 
     per_frame = dataclasses.replace(MICRO.unet, norm_per_frame=True)
     images = jnp.concatenate([run(MICRO.unet, x[:, i : i + 1]) for i in range(3)], axis=1)
     np.testing.assert_allclose(run(per_frame, x), images, atol=1e-5)
     assert np.abs(run(MICRO.unet, x) - images).max() > 1e-3
+
+
+def test_shallow_with_the_right_depth_is_the_whole(micro, inputs):
+    """What enters the last level, kept from the same latents, gives the same answer from the first level alone."""
+    x, t, text = inputs
+    unet, params = UNet(MICRO.unet), {"params": micro.params["unet"]}
+    whole = unet.apply(params, unet.apply(params, x, t, text, {}, method="encode"), text, {}, method="decode")
+    shallow = unet.apply(params, x, t, text, {}, True, method="encode")
+    assert len(shallow.skips) == 1 + MICRO.unet.layers
+    again = unet.apply(params, shallow, text, {}, None, whole.deep, method="decode")
+    np.testing.assert_allclose(again.output, whole.output, atol=1e-6)
+    other = unet.apply(params, shallow, text, {}, None, 1 + whole.deep, method="decode")
+    assert np.abs(other.output - whole.output).max() > 1e-3

@@ -8,6 +8,7 @@ and differ only in the numbers a, s, m, e. So one compiled step serves them all.
 """
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -29,9 +30,17 @@ class SamplerTable:
     momentum: np.ndarray  # m
     fresh_noise: np.ndarray  # e
 
-    def row(self, i: int) -> dict[str, np.ndarray]:
-        """Everything `sampler_step` needs of step i."""
-        return {name: getattr(self, name)[i] for name in ("alpha", "sigma", "clean", "noise", "momentum", "fresh_noise")}
+    def parts(self, most: int) -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        """The table cut into parts of equal length, at most `most` steps, each with the number of its first step; the last is filled up with its end.
+
+        Columns: all that `sampler_step` takes of a step, its "time" and its "number".
+        """
+        steps = len(self.times)
+        length = -(-steps // -(-steps // most))
+        for start in range(0, steps, length):
+            number = np.minimum(np.arange(start, start + length), steps - 1)
+            columns = {name: getattr(self, name)[number] for name in ("alpha", "sigma", "clean", "noise", "momentum", "fresh_noise")}
+            yield columns | {"time": self.times[number].astype(np.int32), "number": number.astype(np.int32)}, start
 
 
 def make_sampler(name: str, steps: int, schedule: Schedule, eta: float = 0.0) -> SamplerTable:

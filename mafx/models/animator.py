@@ -5,6 +5,8 @@ the noisy latents of the frames; the z of the mixed attention's formula is the h
 """
 
 import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from mafx.models.autoencoder import Autoencoder, AutoencoderConfig, Patches, Pat
 from mafx.models.control import ControlNet
 from mafx.models.temporal import MotionConfig
 from mafx.models.text import TextConfig, TextTower
-from mafx.models.unet import Features, Residuals, UNet, UNetConfig
+from mafx.models.unet import Decoded, Features, Residuals, UNet, UNetConfig
 
 FUSIONS = ("midup", "full")
 APPEARANCES = ("features", "embedding")
@@ -49,6 +51,10 @@ class AnimatorConfig:
 
 SIZES = {
     "sd15": AnimatorConfig(),
+    "half": AnimatorConfig(
+        unet=UNetConfig(widths=(160, 320, 640, 640), motion=MotionConfig()),
+        autoencoder=AutoencoderConfig(widths=(64, 128, 256, 256)),
+    ),
     "tiny": AnimatorConfig(
         unet=UNetConfig(widths=(32, 32, 32, 64), groups=8, text_width=32, motion=MotionConfig()),
         pose_widths=(16, 32, 48, 64),
@@ -73,6 +79,13 @@ SIZES = {
         text=TextConfig(width=16, hidden=32, layers=1, heads=2, positions=2, vocabulary=2),
     ),
 }
+
+
+class Half(NamedTuple):
+    """What a half of guidance knows: text states `b n c`, and the reference's features, none where it is the unconditional one."""
+
+    text: jax.Array
+    bank: Features
 
 
 class Animator(nn.Module):
@@ -116,29 +129,43 @@ class Animator(nn.Module):
             features = {name: blocks for name, blocks in features.items() if not name.startswith("down")}
         return jax.tree.map(lambda y: y[:, 0], features)
 
-    def pose(self, noisy: jax.Array, t: jax.Array, text: jax.Array, motion: jax.Array, scale: jax.Array | float = 1.0) -> Residuals:
-        """y_p: the ControlNet's residuals, times `scale`."""
+    def pose(
+        self, noisy: jax.Array, t: jax.Array, text: jax.Array, motion: jax.Array, scale: jax.Array | float = 1.0, shallow: bool = False
+    ) -> Residuals:
+        """y_p: the ControlNet's residuals, times `scale`; `shallow`: of the first level only."""
         motion = draw_sticks(motion) if self.config.pose == "sticks" else motion
-        return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), self.control(noisy, t, text, motion))
+        return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), self.control(noisy, t, text, motion, shallow))
+
+    def denoise(
+        self, noisy: jax.Array, t: jax.Array, halves: Sequence[Half], residuals: Residuals | None, deep: Sequence[jax.Array] | None = None
+    ) -> list[Decoded]:
+        """The denoiser's answer to each of the halves of guidance (or to one).
+
+        Halves with the same text differ from the first mixed attention on and share the whole encoder: the result is the same, for less work.
+        `deep`, of an earlier call, makes this one shallow: see `UNet.encode`.
+        """
+        shared, shallow, found = {}, deep is not None, []
+        for half, its_deep in zip(halves, deep or [None] * len(halves), strict=True):
+            text, bank = half
+            if self.config.appearance == "embedding":
+                text, bank = _with_embedding(text, bank), {}
+            apart = self.config.fusion == "full" or self.config.appearance == "embedding"
+            encoded = None if apart else shared.get(id(text))
+            if encoded is None:
+                encoded = shared[id(text)] = self.unet.encode(noisy, t, text, bank if apart else {}, shallow)
+            found.append(self.unet.decode(encoded, text, bank, residuals, its_deep))
+        return found
 
     def predict(self, noisy: jax.Array, t: jax.Array, text: jax.Array, bank: Features, residuals: Residuals | None) -> jax.Array:
         """The denoiser's output, `b f h w c`, float32. An empty bank is plain self-attention: the unconditional half of guidance."""
-        if self.config.appearance == "embedding":
-            text, bank = _with_embedding(text, bank), {}
-        return self.unet.decode(self.unet.encode(noisy, t, text, bank), text, bank, residuals)
+        return self.denoise(noisy, t, [Half(text, bank)], residuals)[0].output
 
     def predict_both(
         self, noisy: jax.Array, t: jax.Array, text: jax.Array, negative: jax.Array | None, bank: Features, residuals: Residuals | None
-    ) -> tuple[jax.Array, jax.Array]:
-        """Both halves of guidance: without the bank and with it.
-
-        `negative` holds the unconditional half's text states, None where they equal `text`. Then the halves differ from the first mixed
-        attention on and share the whole encoder: the result is the same, for less work.
-        """
-        if negative is not None or self.config.fusion == "full" or self.config.appearance == "embedding":
-            return self.predict(noisy, t, text if negative is None else negative, {}, residuals), self.predict(noisy, t, text, bank, residuals)
-        encoded = self.unet.encode(noisy, t, text, {})
-        return self.unet.decode(encoded, text, {}, residuals), self.unet.decode(encoded, text, bank, residuals)
+    ) -> tuple[jax.Array, ...]:
+        """Both halves of guidance: without the bank and with it. `negative`: the unconditional half's text states, None where they equal `text`."""
+        halves = [Half(text if negative is None else negative, {}), Half(text, bank)]
+        return tuple(half.output for half in self.denoise(noisy, t, halves, residuals))
 
     def __call__(self, ids: jax.Array, image: jax.Array, motion: jax.Array, noisy: jax.Array, t: jax.Array) -> jax.Array:
         """Everything once, from pixels to pixels: what defines the parameter tree."""

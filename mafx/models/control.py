@@ -33,17 +33,17 @@ class ControlNet(nn.Module):
     config: UNetConfig
     pose_widths: tuple[int, ...] = (16, 32, 96, 256)
 
-    @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array, pose: jax.Array) -> Residuals:
+    def setup(self):
         c = dataclasses.replace(self.config, motion=None, norm_per_frame=True, features_only=False)
-        pose = PoseEmbedding(self.pose_widths, c.widths[0], name="controlnet_cond_embedding")(pose)
-        x, skips, temb, _ = Encoder(c, name="encoder")(x, t, text, {}, pose)
-        x, _ = MiddleBlock(c, c.widths[-1], name="mid_block")(x, temb, text, {})
+        self.controlnet_cond_embedding = PoseEmbedding(self.pose_widths, c.widths[0])
+        self.encoder = Encoder(c)
+        self.mid_block = MiddleBlock(c, c.widths[-1])
+        self.controlnet_down_blocks = [nn.Dense(width) for width in c.skip_widths]  # zero convolutions: they begin at zero
+        self.controlnet_mid_block = nn.Dense(c.widths[-1])
 
-        def zero_conv(y: jax.Array, name: str) -> jax.Array:
-            return nn.Dense(y.shape[-1], name=name)(y)
-
-        return Residuals(
-            skips=tuple(zero_conv(skip, f"controlnet_down_blocks_{i}") for i, skip in enumerate(skips)),
-            middle=zero_conv(x, "controlnet_mid_block"),
-        )
+    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array, pose: jax.Array, shallow: bool = False) -> Residuals:
+        """`shallow`: the residuals of the first level only, see `UNet.encode`."""
+        x, skips, temb, _ = self.encoder(x, t, text, {}, self.controlnet_cond_embedding(pose), shallow)
+        zero_convolutions = self.controlnet_down_blocks[: len(skips)]
+        skips = tuple(convolution(skip) for convolution, skip in zip(zero_convolutions, skips, strict=True))
+        return Residuals(skips, None if shallow else self.controlnet_mid_block(self.mid_block(x, temb, text, {})[0]))

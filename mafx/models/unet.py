@@ -19,6 +19,20 @@ from mafx.models.temporal import MotionConfig, TemporalTransformer
 Features = dict[str, dict[str, jax.Array]]
 
 
+def _is_product(primitive, *operands, **params) -> bool:
+    """Of a convolution or a dense layer, not of attention's scores and values, which have batch axes."""
+    dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive is jax.lax.conv_general_dilated_p or dense(primitive, *operands, **params)
+
+
+# What the backward pass still has of the inside of a block, beside the block's input; all else it computes again. The more, the faster and larger.
+REMAT = {
+    "none": None,  # nothing is computed again
+    "products": _is_product,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """Sizes of a UNet; the defaults are Stable Diffusion 1.5's."""
@@ -36,11 +50,17 @@ class UNetConfig:
     positions: bool = False  # self-attention begins with a bias to the same place, see attention.grid_sinusoid; Stable Diffusion learnt places
     features_only: bool = False  # stop at the last feature: an appearance encoder
     attention_kernel: str = "auto"  # see attention.attention
-    remat: bool = False  # recompute the inside of every block in the backward pass
+    remat: str = "none"  # a key of REMAT
 
     @property
     def batch_axes(self) -> int:
         return 2 if self.norm_per_frame else 1
+
+    @property
+    def skip_widths(self) -> tuple[int, ...]:
+        """Of the first convolution, then of every layer and downsampling of the encoder."""
+        last = len(self.widths) - 1
+        return (self.widths[0], *(width for i, width in enumerate(self.widths) for _ in range(self.layers + (i < last))))
 
 
 class Encoded(NamedTuple):
@@ -53,10 +73,18 @@ class Encoded(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What a ControlNet adds: one array per skip and one for the output of the middle block."""
+    """What a ControlNet adds: one array per skip and one for the output of the middle block, None where that is not computed."""
 
     skips: tuple[jax.Array, ...]
-    middle: jax.Array
+    middle: jax.Array | None
+
+
+class Decoded(NamedTuple):
+    """What the decoder gives: its answer (None from an appearance encoder), its features, and what entered its last level."""
+
+    output: jax.Array | None
+    features: Features
+    deep: jax.Array
 
 
 class _Level(nn.Module):
@@ -69,7 +97,8 @@ class _Level(nn.Module):
 
     @nn.nowrap
     def _block(self, kind: type[nn.Module], *args, name: str) -> nn.Module:
-        return (nn.remat(kind) if self.config.remat else kind)(*args, name=name)
+        policy = REMAT[self.config.remat]
+        return (kind if policy is None else nn.remat(kind, policy=policy))(*args, name=name)
 
     @nn.nowrap
     def residual(self, i: int, x, temb):
@@ -141,15 +170,18 @@ class Encoder(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Features, pose: jax.Array | None = None) -> Encoded:
+    def __call__(
+        self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Features, pose: jax.Array | None = None, shallow: bool = False
+    ) -> Encoded:
         c = self.config
         temb = TimeEmbedding(c.widths[0], 4 * c.widths[0], name="time_embedding")(t)
         x = conv3x3(c.widths[0], "conv_in")(x)
         x = x if pose is None else x + pose
         skips, features = [x], {}
-        for i, (width, attends) in enumerate(zip(c.widths, c.attends, strict=True)):
+        levels = 1 if shallow else len(c.widths)
+        for i, (width, attends) in enumerate(zip(c.widths[:levels], c.attends[:levels], strict=True)):
             name = f"down_blocks_{i}"
-            block = DownBlock(c, width, attends, last=i == len(c.widths) - 1, name=name)
+            block = DownBlock(c, width, attends, last=i == levels - 1, name=name)
             x, more, features[name] = block(x, temb, text, reference.get(name, {}))
             skips += more
         return Encoded(x, tuple(skips), temb, features)
@@ -161,23 +193,29 @@ class Decoder(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, encoded: Encoded, text: jax.Array, reference: Features, residuals: Residuals | None = None):
+    def __call__(
+        self, encoded: Encoded, text: jax.Array, reference: Features, residuals: Residuals | None = None, deep: jax.Array | None = None
+    ) -> Decoded:
         c, features = self.config, {}
         x, skips, temb, _ = encoded
-        x, features["mid_block"] = MiddleBlock(c, c.widths[-1], name="mid_block")(x, temb, text, reference.get("mid_block", {}))
+        if deep is None:
+            x, features["mid_block"] = MiddleBlock(c, c.widths[-1], name="mid_block")(x, temb, text, reference.get("mid_block", {}))
         if residuals is not None:
-            x = x + residuals.middle
+            x = x if residuals.middle is None else x + residuals.middle
             skips = jax.tree.map(jnp.add, skips, residuals.skips)
         skips = list(skips)
         for i, (width, attends) in enumerate(zip(c.widths[::-1], c.attends[::-1], strict=True)):
-            name = f"up_blocks_{i}"
-            block = UpBlock(c, width, attends, last=i == len(c.widths) - 1, name=name)
-            x, features[name] = block(x, skips, temb, text, reference.get(name, {}))
+            name, last = f"up_blocks_{i}", i == len(c.widths) - 1
+            if last:
+                deep = x = x if deep is None else deep
+            elif deep is not None:
+                continue
+            x, features[name] = UpBlock(c, width, attends, last, name=name)(x, skips, temb, text, reference.get(name, {}))
         if c.features_only:
-            return None, features
+            return Decoded(None, features, deep)
         # always float32: guidance multiplies what is rounded here
         x = nn.silu(GroupNorm(c.groups, c.eps, c.batch_axes, name="conv_norm_out")(x.astype(jnp.float32)))
-        return conv3x3(c.channels, "conv_out", dtype=jnp.float32)(x), features
+        return Decoded(conv3x3(c.channels, "conv_out", dtype=jnp.float32)(x), features, deep)
 
 
 class UNet(nn.Module):
@@ -189,14 +227,17 @@ class UNet(nn.Module):
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
-    def encode(self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Features) -> Encoded:
-        return self.encoder(x, t, text, reference)
+    def encode(self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Features, shallow: bool = False) -> Encoded:
+        """`shallow`: the first level only, for a decoder that is told what entered its last level at another time (*DeepCache*, arXiv 2312.00858)."""
+        return self.encoder(x, t, text, reference, None, shallow)
 
-    def decode(self, encoded: Encoded, text: jax.Array, reference: Features, residuals: Residuals | None = None) -> jax.Array | None:
-        """Noise prediction `b f h w c`, float32; None from an appearance encoder."""
-        return self.decoder(encoded, text, reference, residuals)[0]
+    def decode(
+        self, encoded: Encoded, text: jax.Array, reference: Features, residuals: Residuals | None = None, deep: jax.Array | None = None
+    ) -> Decoded:
+        """The output is the noise prediction `b f h w c`, float32. `deep`: what entered the last level; with it only that level is computed."""
+        return self.decoder(encoded, text, reference, residuals, deep)
 
     def features(self, x: jax.Array, t: jax.Array, text: jax.Array) -> Features:
         """The features of every spatial transformer, `b f n c`."""
         encoded = self.encoder(x, t, text, {})
-        return {k: v for k, v in (encoded.features | self.decoder(encoded, text, {})[1]).items() if v}
+        return {k: v for k, v in (encoded.features | self.decoder(encoded, text, {}).features).items() if v}

@@ -11,6 +11,7 @@ from mafx.data.pipeline import CROPS, REFERENCES
 from mafx.diffusion.schedule import KINDS, PREDICTIONS
 from mafx.errors import InputError
 from mafx.models.animator import APPEARANCES, FUSIONS, POSES, SIZES
+from mafx.models.unet import REMAT
 
 STAGES = ("appearance", "temporal")
 DECAYS = ("constant", "cosine")
@@ -34,7 +35,7 @@ def default_config(stage: str) -> ml_collections.ConfigDict:
     c.init_from = ""  # the work folder of the stage before, or a folder with Stable Diffusion 1.5
     c.train_only = TRAINS[stage]
     c.dtype = "bfloat16"  # of computation and of frozen parameters; trained ones, their averages and moments are float32
-    c.remat = stage == "temporal"  # recompute activations in the backward pass instead of keeping them
+    c.remat = "products" if stage == "temporal" else "none"  # what the backward pass keeps, a key of mafx.models.unet.REMAT
     c.mesh = {"data": -1, "fsdp": 1}  # devices; -1: all that are left
     c.cpu_devices = 1  # where there are only CPU cores, so many devices are made of them
     c.seed = 0
@@ -80,6 +81,7 @@ def check_config(c: ml_collections.ConfigDict) -> None:
     rules: dict[str, tuple[Callable, str]] = {
         "model": one_of(*SIZES),
         "dtype": one_of("float32", "bfloat16"),
+        "remat": one_of(*REMAT),
         "networks.fusion": one_of(*FUSIONS),
         "networks.appearance": one_of(*APPEARANCES),
         "networks.pose": one_of(*POSES),

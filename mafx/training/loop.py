@@ -126,7 +126,8 @@ def keep_evidence(workdir: Path, step: int, batch: dict, state, checkpoints: Che
 def model_sizes(config: ml_collections.ConfigDict) -> AnimatorConfig:
     """The networks' sizes, with what the config changes about them and says about how they are computed."""
     sizes = SIZES[config.model]
-    return dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, remat=config.remat), **config.get("networks", {}))  # none in old runs
+    remat = {True: "blocks", False: "none"}.get(config.remat, config.remat)  # old runs have a bool, and no networks
+    return dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, remat=remat), **config.get("networks", {}))
 
 
 def gather(params: Flat, mesh: Mesh) -> Flat:
