@@ -23,6 +23,7 @@ import re
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 # TPUs are only compiled for: there is nothing to ask about or to lock
@@ -64,8 +65,15 @@ def compile_stage(stage: str, topology: str, fsdp: int, remat: str, args: argpar
 
 
 def measure(folder: Path, *args) -> dict[str, float]:
-    """GiB by name, and TFLOP of an example, from the reports of a compilation that is stopped as soon as they are written."""
-    process = multiprocessing.get_context("spawn").Process(target=compile_stage, args=(*args, str(folder)))
+    """GiB by name, and TFLOP of an example."""
+    reports = report_of(folder, compile_stage, *args)
+    values = memory(reports["-buffer-assignment"]) | collectives(reports[""])
+    return {name: x / 2**30 for name, x in values.items()} | {FLOPS: int((folder / FLOPS).read_text()) / 1e12}
+
+
+def report_of(folder: Path, target: Callable, *args) -> dict[str, str]:
+    """The reports of a compilation in a process of its own, which is stopped as soon as they are written."""
+    process = multiprocessing.get_context("spawn").Process(target=target, args=(*args, str(folder)))
     process.start()
     while process.is_alive() and not list(folder.glob("*assignment-values.txt")):  # the report after those read here
         time.sleep(1)
@@ -73,9 +81,8 @@ def measure(folder: Path, *args) -> dict[str, float]:
     process.join()
     reports = {kind: list(folder.glob(f"*after_optimizations{kind}.txt")) for kind in ("-buffer-assignment", "")}
     if not all(reports.values()):
-        raise SystemExit("the compiler gave up, see above; out of memory there means that the step does not fit")
-    values = memory(reports["-buffer-assignment"][0].read_text()) | collectives(reports[""][0].read_text())
-    return {name: x / 2**30 for name, x in values.items()} | {FLOPS: int((folder / FLOPS).read_text()) / 1e12}
+        raise SystemExit("the compiler gave up, see above; out of memory there means that it does not fit")
+    return {kind: paths[0].read_text() for kind, paths in reports.items()}
 
 
 def memory(report: str) -> dict[str, int]:

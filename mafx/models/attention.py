@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import linen as nn
-from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import PartitionSpec
 
 from mafx.models.layers import GroupNorm, LayerNorm
@@ -156,6 +155,8 @@ def _splash(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, kee
 
 
 def _splash_frames(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention  # noqa: PLC0415 (experimental: whoever has no TPU does without it)
+
     b, f, n, a, d = q.shape
     if own is None:  # frames are only more queries
         q = rearrange(q, "b f n a d -> b 1 (f n) a d")
