@@ -301,6 +301,8 @@ def kernels(args: argparse.Namespace) -> list[dict]:
             if "/device:" in plane.name and line.name in ("XLA Modules", "Steps", "Framework Ops", "Framework Name Scope", "Source code"):
                 continue  # sums of what the others have
             for event in line.events:
+                if event.name.startswith("$"):  # lines of Python
+                    continue
                 name = re.sub(r"[.\d]+$", "", event.name)
                 spent[name] += event.duration_ns / 1e9
                 count[name] += 1
