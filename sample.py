@@ -39,9 +39,8 @@ from mafx.diffusion.windows import FUSION_WEIGHTS, PLANS
 from mafx.errors import InputError
 from mafx.evaluation.features import Networks
 from mafx.evaluation.protocol import compare, evaluate, read_metrics, table
-from mafx.model import Model
-from mafx.models.animator import FUSIONS, parameter_shapes
-from mafx.models.text import Tokenizer
+from mafx.model import Model, abstract_model
+from mafx.models.animator import FUSIONS
 from mafx.pretrained.configs import read_configs
 from mafx.processes import join_processes
 from mafx.training.checkpoints import find_step
@@ -188,8 +187,7 @@ def compile_only() -> None:
     """Of the weights of --pretrained only the config files are read."""
     start, config = time.perf_counter(), trained_with()
     sizes, schedule = (model_sizes(config), Schedule(**config.schedule)) if config else read_configs(Path(FLAGS.pretrained))
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, chosen_dtype()), parameter_shapes(sizes))
-    model = Model(sizes, params, Tokenizer.without_vocabulary(sizes.text.vocabulary, sizes.text.positions), schedule)
+    model = abstract_model(sizes, chosen_dtype(), schedule)
     programs = mafx.compile_ahead(model, chosen_size(), FLAGS.frames or 16, local_mesh(), **chosen_settings())
     log.info("Compiled %d programs in %.0f s.", sum(map(len, programs.values())), time.perf_counter() - start)
 

@@ -18,22 +18,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from training_memory import SWITCHES, memory, report_of  # before JAX: it says which platforms there are
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from mafx.animate import Settings, _animate
-from mafx.model import Model
+from mafx.model import abstract_model
 from mafx.models.animator import SIZES, parameter_shapes
-from mafx.models.text import Tokenizer
 
 
 def compile_steps(frames: int, args: argparse.Namespace, folder: str) -> None:
     jax.default_backend = lambda: "tpu"  # for the choice of kernels
-    sizes = SIZES[args.model]
-    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), parameter_shapes(sizes))
-    model = Model(sizes, params, Tokenizer.without_vocabulary(sizes.text.vocabulary, sizes.text.positions))
+    model = abstract_model(SIZES[args.model], "bfloat16")
     device = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices[0]
 
     def place(x):

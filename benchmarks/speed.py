@@ -40,13 +40,15 @@ from mafx.data.clips import PuppetClip
 from mafx.data.datasets import find_clips
 from mafx.data.pipeline import Sampling, batches
 from mafx.diffusion.samplers import guide
-from mafx.model import Model
+from mafx.model import Model, abstract_model
 from mafx.models.animator import SIZES, Animator, AnimatorConfig, parameter_shapes
 from mafx.models.text import Tokenizer
 from mafx.training.config import STAGES, default_config
+from mafx.training.fit import trace_step
 from mafx.training.flops import count_flops, matmul_rate
+from mafx.training.loop import model_sizes
 from mafx.training.sharding import distribute_batch, make_mesh
-from mafx.training.step import init_state, jit_step, make_optimiser
+from mafx.training.step import init_state, make_optimiser
 from mafx.training.watch import peak_memory
 
 REFERENCE = Path(__file__).with_name("reference.py")
@@ -210,10 +212,7 @@ def compile_once(args: argparse.Namespace) -> list[dict]:
     keep_programs(Path(args.cache))
     spent = []
     jax.monitoring.register_event_duration_secs_listener(lambda event, took, **_: spent.append(took) if "backend_compile" in event else None)
-    model, began = (
-        Model(SIZES[args.model], shapes_of(parameter_shapes(SIZES[args.model]), jnp.dtype(args.dtype)), tokenizer(args)),
-        time.perf_counter(),
-    )
+    model, began = abstract_model(SIZES[args.model], args.dtype), time.perf_counter()
     mafx.compile_ahead(model, tuple(args.size), args.frames, steps=25)
     return [{"compiling": sum(spent), "with tracing": time.perf_counter() - began}]
 
@@ -222,20 +221,18 @@ def training(args: argparse.Namespace) -> list[dict]:
     """A step of each stage, with the default recipe, and how many examples a second its arithmetic would allow an H200 at half of its peak."""
     rows = []
     for stage in STAGES:
-        config, size = default_config(stage), SIZES[args.model]
-        config.dtype = args.dtype
-        mesh, b, f, (H, W) = make_mesh(config.mesh), args.batch * jax.device_count(), config.data.frames, args.size
-        begin = functools.partial(init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.dtype(config.dtype))
-        shapes = {"video": (b, f, H, W, 3), "motion": (b, f, H, W, 3), "reference": (b, H, W, 3)}
-        batch = {name: np.random.default_rng(0).integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
-        ids = np.zeros(size.text.positions, np.int32)
-        abstract = jax.eval_shape(begin, parameter_shapes(size))
-        step = jit_step(config, size, ids, mesh, abstract)
-        flops = count_flops(step.trace(abstract, batch, np.int32(1)).jaxpr)
+        config = default_config(stage)
+        config.model, config.dtype, config.data.size = args.model, args.dtype, tuple(args.size)
+        size, mesh = model_sizes(config), make_mesh(config.mesh)
+        b, traced = args.batch * mesh.size, trace_step(config, size, mesh, args.batch)
+        flops = count_flops(traced.jaxpr)
         row = {"what": f"{stage} stage, batch {b}", "TFLOP": flops / 1e12, "examples/s of an H200": b * H200 / 2 / flops}
         if args.train:
-            compiled = step.lower(abstract, batch, np.int32(1)).compile()
-            state, took = jax.jit(begin)(cheap_params(size, "float32")), []
+            compiled, took = traced.lower().compile(), []
+            begin = functools.partial(init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.dtype(config.dtype))
+            state, f, (H, W) = jax.jit(begin)(cheap_params(size, "float32")), config.data.frames, args.size
+            shapes = {"video": (b, f, H, W, 3), "motion": (b, f, H, W, 3), "reference": (b, H, W, 3)}
+            batch = {name: np.random.default_rng(0).integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
             for number in range(1, args.runs + 2):
                 began = time.perf_counter()
                 state, metrics = compiled(state, distribute_batch(mesh, batch), np.int32(number))

@@ -147,8 +147,15 @@ class _Plan:
     windows: np.ndarray
     turns: Turns
     table: SamplerTable
-    kind: Kind  # of a plain step
-    mesh: Mesh | None
+    kinds: list[Kind]  # of every step
+
+    @property
+    def networks(self) -> Animator:
+        return self.kinds[0].networks
+
+    @property
+    def mesh(self) -> Mesh | None:
+        return self.kinds[0].mesh
 
 
 def _make_plan(model: Model, frames: int, s: Settings, mesh: Mesh | None) -> _Plan:
@@ -172,7 +179,18 @@ def _make_plan(model: Model, frames: int, s: Settings, mesh: Mesh | None) -> _Pl
     devices = 1 if mesh is None else mesh.size
     at_once = devices * min(s.windows_at_once, -(-most // devices))
     kind = Kind(networks, model.schedule.prediction, s.guidance_scale > 1, bool(s.eta), keep_deep=s.reuse > 1, mesh=mesh)
-    return _Plan(frames, padded, capacity, windows, _turns(windows, weights, at_once, most), table, kind, mesh)
+    return _Plan(frames, padded, capacity, windows, _turns(windows, weights, at_once, most), table, _kinds(kind, table.times, s))
+
+
+def _kinds(plain: Kind, times: np.ndarray, s: Settings) -> list[Kind]:
+    """Of every step: guided or not, whole or shallow."""
+    low, high = s.guidance_interval
+    guided = [plain.guided and low <= time < high for time in times]
+    since, kinds = 0, []  # the last step that computed everything: the first, every so many-th, and where guidance begins or ends
+    for i, now in enumerate(guided):
+        since = i if i - since >= s.reuse or now != guided[i - 1] else since
+        kinds.append(dataclasses.replace(plain, guided=now, shallow=i > since))
+    return kinds
 
 
 def _turns(windows: np.ndarray, weights: np.ndarray, at_once: int, most: int) -> Turns:
@@ -187,8 +205,7 @@ def _encode(
     model: Model, reference: np.ndarray, motion: np.ndarray, plan: _Plan, s: Settings, call: Call, key: jax.Array
 ) -> tuple[Inputs, jax.Array]:
     """What stays the same at every step, and the reference's latents `1 h w c`."""
-    networks = plan.kind.networks
-    run = functools.partial(call, sampling.apply, networks, model.params)
+    run = functools.partial(call, sampling.apply, plan.networks, model.params)
     text = run("encode_text", model.tokenizer(s.prompt)[None])
     negative = run("encode_text", model.tokenizer(s.negative_prompt)[None]) if s.negative_prompt != s.prompt else None
     reference_latents = run("encode_image", jnp.asarray(reference[None] / 127.5 - 1, model.dtype))
@@ -203,8 +220,8 @@ def _sample(
     state, unseen = State(x, jnp.zeros_like(x)), []
     bar = tqdm(total=s.steps, disable=not progress, unit="step")
     for rows, start in plan.table.parts(BANKS_AT_ONCE):
-        bank = call(sampling.banks, plan.kind.networks, params, reference_latents, rows["time"], inputs.text)
-        for kind, first, last in _runs(plan, s, start, len(rows["time"]), progress or callback is not None):
+        bank = call(sampling.banks, plan.networks, params, reference_latents, rows["time"], inputs.text)
+        for kind, first, last in _runs(plan.kinds, start, start + len(rows["time"]), progress or callback is not None):
             state = state if kind.shallow else state._replace(deep=None)
             span = np.int32(first - start), np.int32(last - start)
             state, done = call(sampling.run_steps, kind, params, state, inputs, plan.turns, rows, bank, *span)
@@ -221,17 +238,9 @@ def _sample(
     return state.x
 
 
-def _runs(plan: _Plan, s: Settings, start: int, count: int, singly: bool) -> Iterator[tuple[Kind, int, int]]:
-    """Kinds of step with the first of those that follow each other and the one behind the last, among `count` steps from `start` on."""
-    low, high = s.guidance_interval
-    guided = [plan.kind.guided and low <= time < high for time in plan.table.times]
-    since = 0  # the last step that computed everything: the first, every so many-th, and where guidance begins or ends
-    kinds = []
-    for i, now in enumerate(guided):
-        since = i if i - since >= s.reuse or now != guided[i - 1] else since
-        kinds.append(dataclasses.replace(plan.kind, guided=now, shallow=i > since))
-    steps = range(start, min(start + count, s.steps))
-    for (kind, _), run in itertools.groupby(steps, lambda i: (kinds[i], i if singly else None)):
+def _runs(kinds: list[Kind], start: int, stop: int, singly: bool) -> Iterator[tuple[Kind, int, int]]:
+    """The steps from `start` to before `stop`, where there are so many, in runs of one kind: the kind, the first, and the one behind the last."""
+    for (kind, _), run in itertools.groupby(range(start, min(stop, len(kinds))), lambda i: (kinds[i], i if singly else None)):
         first, *others = run
         yield kind, first, first + len(others) + 1
 
@@ -241,9 +250,7 @@ def _decode(params, x: jax.Array, plan: _Plan, call: Call, progress: bool) -> np
     size = 1 if plan.mesh is None else plan.mesh.size
     chunks, waiting, video = range(0, plan.frames, size), [], []
     for i in tqdm(chunks, disable=not progress, desc="decoding", unit="frame", unit_scale=size):
-        waiting.append(
-            call(sampling.decode, plan.kind.networks, plan.mesh, params, x, np.minimum(i + np.arange(size, dtype=np.int32), plan.frames - 1))
-        )
+        waiting.append(call(sampling.decode, plan.networks, plan.mesh, params, x, np.minimum(i + np.arange(size, dtype=np.int32), plan.frames - 1)))
         if not isinstance(x, jax.Array):
             return
         while len(waiting) > (0 if i == chunks[-1] else 1):

@@ -38,6 +38,12 @@ class Model:
         return jax.tree.leaves(self.params)[0].dtype
 
 
+def abstract_model(config: AnimatorConfig, dtype: jnp.dtype | str, schedule: Schedule | None = None) -> Model:
+    """A model of shapes instead of parameters: enough to compile for."""
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), parameter_shapes(config))
+    return Model(config, params, Tokenizer.without_vocabulary(config.text.vocabulary, config.text.positions), schedule or Schedule())
+
+
 def random_model(size: str | AnimatorConfig, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Model:
     """A model whose every path matters: all tensors random, also those that training starts at zero. For tests and measurements, not for training.
 
