@@ -36,7 +36,7 @@ from mafx.data.pipeline import Sampling
 from mafx.diffusion.samplers import SAMPLERS
 from mafx.diffusion.schedule import Schedule
 from mafx.diffusion.windows import FUSION_WEIGHTS, PLANS
-from mafx.errors import InputError
+from mafx.errors import InputError, memory_advice
 from mafx.evaluation.features import Networks
 from mafx.evaluation.protocol import compare, evaluate, read_metrics, table
 from mafx.model import Model, abstract_model
@@ -107,7 +107,8 @@ def main(arguments: list[str]) -> None:
             raise InputError("expected one of --pretrained and --workdir, found both")
         if FLAGS.cache:
             keep_programs(Path(FLAGS.cache))
-        compile_only() if FLAGS.compile_only else evaluate_split() if FLAGS.split else animate_one()
+        with memory_advice("take --dtype bfloat16, a smaller --size, or fewer --windows_at_once"):
+            compile_only() if FLAGS.compile_only else evaluate_split() if FLAGS.split else animate_one()
     except InputError as error:
         sys.exit(complain(error))
 

@@ -14,7 +14,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from mafx.errors import InputError
+from mafx.errors import InputError, memory_advice
 from mafx.processes import join_processes
 from mafx.training.loop import train
 
@@ -31,7 +31,8 @@ def main(_: list[str]) -> None:
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     join_processes()
     try:
-        train(config, Path(WORKDIR.value))
+        with memory_advice("take a smaller --config.batch with more --config.accumulate, --config.remat blocks, or more --config.mesh.fsdp"):
+            train(config, Path(WORKDIR.value))
     except (InputError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, InputError) else 1)

@@ -20,7 +20,7 @@ from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from mafx.errors import InputError
+from mafx.errors import InputError, out_of_memory
 from mafx.models.animator import AnimatorConfig, parameter_shapes
 from mafx.training.config import check_config
 from mafx.training.flops import count_flops
@@ -51,7 +51,7 @@ def compiled_gib(traced: jax.stages.Traced) -> float:
     try:
         needed = traced.lower().compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" in str(error):
+        if out_of_memory(error):
             return math.inf
         raise
     results = needed.output_size_in_bytes - needed.alias_size_in_bytes

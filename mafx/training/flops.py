@@ -5,13 +5,16 @@ import time
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+
+# Matrix products inside cuDNN's attention, by what JAX calls it: q k and scores v; the gradient computes the scores again.
+CUDNN_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
     """Floating-point operations of the matrix products and convolutions of a program; a multiplication with its addition counts two.
 
-    Loops count as often as they run, and what rematerialisation computes twice counts twice.
+    Loops count as often as they run (but `while`, once: nobody knows), and what rematerialisation computes twice counts twice.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -26,14 +29,29 @@ def count_flops(jaxpr: Jaxpr) -> int:
             taps = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
             # zeros that a dilated input (the gradient of a strided convolution) is filled with are no work
             total += 2 * math.prod(out) * taps // math.prod(params["lhs_dilation"])
+        elif equation.primitive.name in CUDNN_PRODUCTS:
+            (*batch, n, a, d), k = equation.invars[0].aval.shape, equation.invars[1].aval.shape[-3]
+            total += CUDNN_PRODUCTS[equation.primitive.name] * 2 * math.prod(batch) * n * k * a * d
         else:
             inner = [x for value in params.values() for x in (value if isinstance(value, tuple | list) else [value])]
             bodies = [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in inner if isinstance(x, ClosedJaxpr | Jaxpr)]
             counts = [count_flops(body) for body in bodies]
             if equation.primitive.name == "cond":
                 counts = [max(counts)]
-            total += params.get("length", 1) * sum(counts) if equation.primitive.name == "scan" else sum(counts)
+            total += sum(counts) * _runs(equation)
     return total
+
+
+def _runs(equation: JaxprEqn) -> int:
+    """How often what an equation holds is run."""
+    match equation.primitive.name:
+        case "scan":
+            return equation.params["length"]
+        case "pallas_call":
+            return math.prod(equation.params["grid_mapping"].grid)
+        case "shard_map":  # written for one device
+            return equation.params["mesh"].size
+    return 1
 
 
 def matmul_rate(dtype: jnp.dtype, size: int = 4096) -> float:
