@@ -4,8 +4,9 @@
     python benchmarks/speed.py --json speed.json
 
 By default Stable Diffusion 1.5's size: on a CPU 256x256 in float32, on an accelerator 512x512 in bfloat16. Every part runs in a process of its own,
-with memory and compilation of its own; the first one says what the device can do. TFLOP are those of the networks as they are defined, with every
-exact saving: a convolution that gets by with fewer multiplications can exceed the rate of a matrix product.
+with memory and compilation of its own. The first two say what the device and what the reference can do; where both were asked for, later rows are
+set beside them. TFLOP are those of the networks as they are defined, with every exact saving: a convolution that gets by with fewer multiplications
+can exceed the rate of a matrix product.
 """
 
 import argparse
@@ -120,17 +121,21 @@ def components(args: argparse.Namespace) -> list[dict]:
         bank, residuals = m.bank(reference, t, text), m.pose(noisy, t, text, motion)
         return guide(*m.predict_both(noisy, t, text, None, bank, residuals), 7.5)
 
-    parts = {
+    unet = {
+        "UNet: down path, once for both halves": run(encode, noisy, t, text),
+        "UNet: middle and up, unconditional": run(decode, encoded, text, {}, residuals),
+        "UNet: middle and up, with the reference": run(decode, encoded, text, bank, residuals),
+    }
+    others = {
         "appearance encoder": run("bank", reference, t, text),
         "ControlNet": run("pose", noisy, t, text, motion),
-        "down path": run(encode, noisy, t, text),
-        "middle and up, unconditional": run(decode, encoded, text, {}, residuals),
-        "middle and up, with the reference": run(decode, encoded, text, bank, residuals),
         "a guided step": run(step, noisy, reference, t, text, motion),
         "a guided step without temporal layers": still(step, noisy, reference, t, text, motion),
         "decoding one frame": run("decode_latents", noisy[:, 0]),
     }
-    return [row(what, function, (params, *inputs), args) for what, (function, inputs) in parts.items()]
+    of_unet, of_others = ([row(what, function, (params, *inputs), args) for what, (function, inputs) in parts.items()] for parts in (unet, others))
+    took, tera = (sum(row[figure] for row in of_unet) for figure in ("seconds", "TFLOP"))
+    return [*of_unet, {"what": "UNet, all of it", "seconds": took, "TFLOP": tera, "TFLOP/s": tera / took}, *of_others]
 
 
 def row(what: str, function: Callable, inputs: tuple, args: argparse.Namespace) -> dict:
@@ -174,11 +179,13 @@ def reference(args: argparse.Namespace) -> list[dict]:
     names = {
         "appearance": "appearance encoder",
         "control": "ControlNet",
-        "unet": "the whole UNet",
+        "unet": "UNet, all of it",
         "decode": "decoding one frame",
         "step": "a guided step",
     }
-    rows = [{"what": names[name], "seconds": took} for name, took in found["seconds"].items()]
+    took = found["seconds"]
+    rows = [{"what": names[name], "seconds": x} for name, x in took.items()]
+    rows.append({"what": video(args), "seconds": args.steps * took["step"] + args.frames * took["decode"]})  # and no text, encoding or input
     return [*rows, {"what": "peak memory, GiB", "GiB": found.get("peak_device_gib", found["peak_rss_gib"])}]
 
 
@@ -187,12 +194,16 @@ def whole(args: argparse.Namespace) -> list[dict]:
     model = Model(SIZES[args.model], cheap_params(SIZES[args.model], args.dtype), tokenizer(args))
     clip, rows = PuppetClip(0, 0, tuple(args.size)), []
     (picture,), motion = clip.read(np.array([0]))[0], clip.read(1 + np.arange(args.frames))[1]
-    for what in ("a video, compiling", "a video"):
+    for what in (f"{video(args)}, compiling", video(args)):
         began = time.perf_counter()
         mafx.animate(model, picture, motion, steps=args.steps, progress=False)
         took = time.perf_counter() - began
-        rows.append({"what": f"{what}: {args.frames} frames, {args.steps} steps", "seconds": took, "frames/s": args.frames / took})
+        rows.append({"what": what, "seconds": took, "frames/s": args.frames / took})
     return [*rows, {"what": "peak memory, GiB", "GiB": peak_memory() / 2**30}]
+
+
+def video(args: argparse.Namespace) -> str:
+    return f"a video: {args.frames} frames, {args.steps} steps"
 
 
 def tokenizer(args: argparse.Namespace) -> Tokenizer:
@@ -306,7 +317,21 @@ def kernels(args: argparse.Namespace) -> list[dict]:
     return [{"what": name, "seconds": took, "count": count[name]} for name, took in spent.most_common(25)]
 
 
-PARTS = (machine, components, reference, whole, compiling, training, data, loading, kernels)
+PARTS = (machine, reference, components, whole, compiling, training, data, loading, kernels)
+
+
+def set_beside(rows: list[dict], figures: dict[str, list[dict]]) -> list[dict]:
+    """The rows with what they are to the matrix product and to the reference, where these were measured."""
+    rate = next((row["TFLOP/s"] for row in figures.get("machine") or () if "TFLOP/s" in row), None)
+    references = {row["what"]: row["seconds"] for row in figures.get("reference") or () if "seconds" in row}
+
+    def ratios(row: dict) -> dict[str, float]:
+        found = {"of the matrix product": row["TFLOP/s"] / rate} if rate and "TFLOP/s" in row else {}
+        if row["what"] in references:
+            found |= {"reference": references[row["what"]], "times faster": references[row["what"]] / row["seconds"]}
+        return found
+
+    return [row | ratios(row) for row in rows]
 
 
 def table(rows: list[dict], title: str) -> str:
@@ -339,6 +364,8 @@ def main() -> None:
     for model in args.model:
         for part in args.parts:
             rows = in_own_process(part, argparse.Namespace(**vars(args) | {"model": model, "json": None}))
+            if rows and part not in ("machine", "reference"):
+                rows = set_beside(rows, figures.get(model, {}))
             figures.setdefault(model, {})[part] = rows
             if rows:
                 print(table(rows, f"{model}, {part}"), flush=True)
