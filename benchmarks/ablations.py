@@ -3,7 +3,7 @@
     python benchmarks/ablations.py --runs RUNS [--only NAME ...]
 
 Every training and evaluation is a command that is shown as it runs; what is done already is not done again. Writes RUNS/ablations.md, the table,
-RUNS/ablations.json, and a picture of each claim, RUNS/NAME.png.
+RUNS/ablations.json, and pictures of each claim, RUNS/NAME.png and NAME.gif, which moves.
 """
 
 import argparse
@@ -11,9 +11,12 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from einops import repeat
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -36,7 +39,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(ABLATIONS), default=list(ABLATIONS))
     args = parser.parse_args()
     found = {}
-    for name in dict.fromkeys(["full", "full_long", *args.only]):
+    for name in dict.fromkeys([*(base(ABLATIONS[name]) for name in args.only), *args.only]):
         ablation = ABLATIONS[name]
         workdir = train(name, ablation, args.runs)
         out = args.runs / name / "evaluation"
@@ -45,8 +48,9 @@ def main() -> None:
             run("sample.py", "--workdir", str(workdir), "--out", str(out), *SAMPLING, *size, *ablation.flags)
         found[name] = read_metrics(out)
         if ablation.claim:
-            shown = picture(args.runs / base(ablation) / "evaluation", out)
-            Image.fromarray(shown).save(args.runs / f"{name}.png")
+            videos = list(read_videos(args.runs / base(ablation) / "evaluation", out))
+            Image.fromarray(picture(videos)).save(args.runs / f"{name}.png")
+            media.write_video(args.runs / f"{name}.gif", moving_picture(videos), Fraction(8))
     rows = {name: judge(ABLATIONS[name], found[name], found) for name in found if ABLATIONS[name].claim}
     (args.runs / "ablations.json").write_text(json.dumps(rows, indent=2) + "\n")
     (args.runs / "ablations.md").write_text(table(rows))
@@ -103,15 +107,27 @@ def table(rows: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(full: Path, changed: Path, clips: int = 3, zoom: int = 3) -> np.ndarray:
-    """A row per clip: the reference, then full | changed | truth at some moments; from the videos of two evaluations."""
-    rows = []
+def read_videos(full: Path, changed: Path, clips: int = 3) -> Iterator[tuple[np.ndarray, ...]]:
+    """Of the first clips of two evaluations: reference, full, changed and truth, each `f h w c`."""
     for path in sorted((full / "videos").glob("*.mp4"))[:clips]:
         videos = (media.read_video(folder / "videos" / path.name)[0] for folder in (full, changed))
         (reference, _, ours, truth), (_, _, theirs, _) = (np.split(video, 4, axis=2) for video in videos)
-        moments = np.linspace(0, len(truth) - 1, MOMENTS + 1).round().astype(int)[1:]
-        rows.append(np.concatenate([reference[0], *(x[i] for i in moments for x in (ours, theirs, truth))], axis=1))
-    return np.concatenate(rows).repeat(zoom, axis=0).repeat(zoom, axis=1)
+        yield reference, ours, theirs, truth
+
+
+def picture(videos: Sequence[tuple[np.ndarray, ...]], zoom: int = 3) -> np.ndarray:
+    """A row per clip: the reference, then full | changed | truth at some moments."""
+    rows = []
+    for reference, *others in videos:
+        moments = np.linspace(0, len(reference) - 1, MOMENTS + 1).round().astype(int)[1:]
+        rows.append(np.concatenate([reference[0], *(x[i] for i in moments for x in others)], axis=1))
+    return repeat(np.concatenate(rows), "h w c -> (h y) (w x) c", y=zoom, x=zoom)
+
+
+def moving_picture(videos: Sequence[tuple[np.ndarray, ...]], zoom: int = 4) -> np.ndarray:
+    """`f h w c`, a row per clip: full | changed | truth."""
+    rows = [np.concatenate(others, axis=2) for _, *others in videos]
+    return repeat(np.concatenate(rows, axis=1), "f h w c -> f (h y) (w x) c", y=zoom, x=zoom)
 
 
 if __name__ == "__main__":
