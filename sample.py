@@ -69,7 +69,7 @@ flags.DEFINE_string(
 flags.DEFINE_enum("fit", "crop", media.FITS, "how pictures of another shape are brought to the size: crop and pad keep the aspect")
 flags.DEFINE_integer("frames", None, "animate only the first so many frames of the motion", lower_bound=1)
 flags.DEFINE_integer("stride", 1, "take every so many-th frame of the motion", lower_bound=1)
-flags.DEFINE_integer("steps", None, "of the sampler, by default 25, or 2 for the model in the box", lower_bound=1)
+flags.DEFINE_integer("steps", None, "of the sampler, by default 25, or 1 for the model in the box", lower_bound=1)
 flags.DEFINE_float("guidance", None, "scale of guidance by the reference, by default 7.5, or --workdir's; 1 and below halves the work", lower_bound=0)
 flags.DEFINE_list("guidance_interval", ["0", "1000"], "diffusion times, from and to below, of the steps that are guided; the others cost half")
 flags.DEFINE_integer("reuse", 1, "so many steps in a row share what lies below the networks' first level; faster and less exact", lower_bound=1)
@@ -231,7 +231,7 @@ def chosen_settings() -> dict:
     config = trained_with()
     guidance = config.show_guidance if config else 7.5
     return {
-        "steps": FLAGS.steps or (25 if FLAGS.pretrained or FLAGS.workdir else 2),
+        "steps": FLAGS.steps or (25 if FLAGS.pretrained or FLAGS.workdir else 1),
         "guidance_scale": guidance if FLAGS.guidance is None else FLAGS.guidance,
         "guidance_interval": parse_interval(FLAGS.guidance_interval),
         "reuse": FLAGS.reuse,

@@ -1,6 +1,6 @@
 """Put a trained puppets model in the box: mafx/bundled gets its parameters, config, training log and scores.
 
-python sample.py --workdir RUNS/temporal --split test --clips 64 --frames 16 --steps 2
+python sample.py --workdir RUNS/temporal --split test --clips 64 --frames 16 --steps 1
 python benchmarks/bundle.py --workdirs RUNS/appearance RUNS/temporal
 """
 

@@ -1,8 +1,10 @@
-"""Strictness for every test: no silent dtype or rank promotion, and several devices even on one CPU."""
+"""For every test: no silent dtype or rank promotion, several devices even on one CPU, and quick compilation."""
 
 import os
 
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Machine code is compiled without optimisation: tests wait for the compiler, not for what it makes.
+FLAGS = "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
 from pathlib import Path
 

@@ -23,10 +23,12 @@ def test_scores_of_held_out_clips(tmp_path):
     config, said = bundled_config(), json.loads((FOLDER / "scores.json").read_text())
     settings = {name: said["settings"][name] for name in ("steps", "guidance_scale", "seed")}
     clips = find_clips(config.data, "test")[:8]
-    mean = evaluate(load_bundled(), clips, tmp_path, Sampling(size=tuple(config.data.size)), 16, {}, settings, Networks(None))["mean"]
+    mean = evaluate(
+        load_bundled(), clips, tmp_path, Sampling(size=tuple(config.data.size), stride=said["settings"]["stride"]), 16, {}, settings, Networks(None)
+    )["mean"]
     for answer in ("result", "copying"):
         assert mean[answer]["psnr_person"][0] == pytest.approx(said["mean"][answer]["psnr_person"][0], abs=1.5)
-    assert mean["result"]["psnr_person"][0] > mean["copying"]["psnr_person"][0] + 3
+    assert mean["result"]["psnr_person"][0] > mean["copying"]["psnr_person"][0] + 4
 
 
 def test_written_and_read_again(tmp_path):
