@@ -149,7 +149,7 @@ def animate_one() -> None:
     shown = media.side_by_side(reference, motion, video) if FLAGS.grid else video
     zoom = FLAGS.zoom or max(1, 256 // max(size))
     for out in outs:
-        media.write_video(out, shown.repeat(zoom, axis=1).repeat(zoom, axis=2), fps)
+        media.write_video(out, media.enlarge(shown, zoom), fps)
     repeat = {
         "command": shlex.join(["python", *sys.argv]),
         "inputs": {"pretrained": FLAGS.pretrained, "workdir": FLAGS.workdir, "reference": FLAGS.reference, "motion": FLAGS.motion},

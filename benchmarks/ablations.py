@@ -16,7 +16,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from einops import repeat
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -121,13 +120,13 @@ def picture(videos: Sequence[tuple[np.ndarray, ...]], zoom: int = 3) -> np.ndarr
     for reference, *others in videos:
         moments = np.linspace(0, len(reference) - 1, MOMENTS + 1).round().astype(int)[1:]
         rows.append(np.concatenate([reference[0], *(x[i] for i in moments for x in others)], axis=1))
-    return repeat(np.concatenate(rows), "h w c -> (h y) (w x) c", y=zoom, x=zoom)
+    return media.enlarge(np.concatenate(rows), zoom)
 
 
 def moving_picture(videos: Sequence[tuple[np.ndarray, ...]], zoom: int = 4) -> np.ndarray:
     """`f h w c`, a row per clip: full | changed | truth."""
-    rows = [np.concatenate(others, axis=2) for _, *others in videos]
-    return repeat(np.concatenate(rows, axis=1), "f h w c -> f (h y) (w x) c", y=zoom, x=zoom)
+    rows = [media.side_by_side(*others) for _, *others in videos]
+    return media.enlarge(np.concatenate(rows, axis=1), zoom)
 
 
 if __name__ == "__main__":

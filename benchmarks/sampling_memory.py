@@ -4,7 +4,7 @@
     python benchmarks/sampling_memory.py --frames 16 160
 
 As `training_memory.py` does for training, by the same means: the program of the steps is compiled ahead of time for a TPU, in bfloat16, guided. A row
-takes about 5 minutes of one core. Beside the program's own arguments lie the weights that it does not use: of the appearance encoder, whose features
+takes 2 to 5 minutes of one core. Beside the program's own arguments lie the weights that it does not use: of the appearance encoder, whose features
 are computed before, of the autoencoder and of the text tower.
 """
 

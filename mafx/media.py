@@ -223,6 +223,11 @@ def side_by_side(*videos: np.ndarray) -> np.ndarray:
     return np.concatenate([np.broadcast_to(v, (frames, *v.shape)) if v.ndim == 3 else v for v in videos], axis=2)
 
 
+def enlarge(pictures: np.ndarray, times: int) -> np.ndarray:
+    """Every pixel of `... H W 3` so many times as high and wide."""
+    return pictures.repeat(times, axis=-3).repeat(times, axis=-2)
+
+
 def contact_sheet(video: np.ndarray, columns: int = 8) -> np.ndarray:
     """Up to `columns` evenly spaced frames of `f H W 3` in a row, as one picture."""
     chosen = np.unique(np.linspace(0, len(video) - 1, columns).round().astype(int))
