@@ -32,7 +32,7 @@ from mafx.bundled import bundled_config
 from mafx.compiling import keep_programs
 from mafx.data.clips import TEST_SEEDS, PuppetClip
 from mafx.data.datasets import find_clips
-from mafx.data.pipeline import Sampling
+from mafx.data.examples import ExampleOptions
 from mafx.diffusion.samplers import SAMPLERS
 from mafx.diffusion.schedule import Schedule
 from mafx.diffusion.windows import FUSION_WEIGHTS, PLANS
@@ -174,11 +174,11 @@ def evaluate_split() -> None:
     out = Path(FLAGS.out[0]) if FLAGS["out"].present else workdir / "evaluation"
     step = find_step(workdir, FLAGS.checkpoint)
     clips = find_clips(config.data, FLAGS.split)[: FLAGS.clips]
-    sampling = Sampling(size=chosen_size(), stride=FLAGS.stride)
+    options = ExampleOptions(size=chosen_size(), stride=FLAGS.stride)
     networks = Networks(Path(FLAGS.metric_networks) if FLAGS.metric_networks else None)
     if not FLAGS.metric_networks:
         log.info("Without LPIPS, FID, FID-VID and FVD: --metric_networks says where their networks are.")
-    found = evaluate(load_model(), clips, out, sampling, FLAGS.frames, {"step": step}, chosen_settings(), networks)
+    found = evaluate(load_model(), clips, out, options, FLAGS.frames, {"step": step}, chosen_settings(), networks)
     log.info("Step %d, %d clips: mean and 95 %% interval over clips\n\n%s", step, len(clips), table(found["mean"]))
     if FLAGS.against:
         log.info("Against %s, clip by clip\n\n%s", FLAGS.against, table(compare(found, read_metrics(Path(FLAGS.against)))))

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import mafx
 from mafx import media
 from mafx.data.datasets import find_clips
-from mafx.data.pipeline import Sampling, read_example
+from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
 from mafx.evaluation.protocol import score
 from mafx.training.loop import load_workdir, read_config
@@ -28,8 +28,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2)
     args = parser.parse_args()
     config = read_config(args.workdir)
-    sampling = Sampling(frames=1, size=tuple(config.data.size))
-    train, test = (read_example(clip, 0, np.arange(clip.frames), sampling) for split in ("train", "test") for clip in find_clips(config.data, split))
+    options = ExampleOptions(frames=1, size=tuple(config.data.size))
+    train, test = (read_example(clip, 0, np.arange(clip.frames), options) for split in ("train", "test") for clip in find_clips(config.data, split))
 
     reference, truth = train["reference"], test["video"]
     result = mafx.animate(load_workdir(args.workdir), reference, test["motion"], steps=args.steps, guidance_scale=args.guidance)

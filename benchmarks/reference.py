@@ -110,7 +110,7 @@ def _settings(c: UNetConfig, kind: str, up: bool = True) -> dict:
 
 
 def _denoiser(c: UNetConfig) -> UNetMotionModel:
-    m = c.motion
+    m = c.temporal
     network = UNetMotionModel(**_settings(c, "Motion"), num_attention_heads=c.heads, use_motion_mid_block=False)
     for module in [module for module in network.modules() if isinstance(module, ResnetBlock2D)]:
         module.norm1, module.norm2 = (VideoGroupNorm(norm.num_groups, norm.num_channels, norm.eps) for norm in (module.norm1, module.norm2))
@@ -152,7 +152,7 @@ class Reference:
                 "unet": _denoiser(c),
                 "appearance": _appearance_encoder(c),
                 "control": ControlNetModel(
-                    **_settings(c, "2D", up=False), attention_head_dim=c.heads, conditioning_embedding_out_channels=config.pose_widths
+                    **_settings(c, "2D", up=False), attention_head_dim=c.heads, conditioning_embedding_out_channels=config.motion_widths
                 ),
                 "autoencoder": _autoencoder(config.autoencoder),
             }

@@ -39,7 +39,7 @@ from mafx import media
 from mafx.compiling import jit, keep_programs
 from mafx.data.clips import PuppetClip
 from mafx.data.datasets import find_clips
-from mafx.data.pipeline import Sampling, batches
+from mafx.data.examples import ExampleOptions, batches
 from mafx.diffusion.samplers import guide
 from mafx.model import Model, abstract_model
 from mafx.models.animator import SIZES, Animator, AnimatorConfig, parameter_shapes
@@ -110,15 +110,15 @@ def components(args: argparse.Namespace) -> list[dict]:
         return lambda method, *inputs: (lambda p, *inputs: networks.apply({"params": p}, *inputs, method=method), inputs)
 
     run = runner(Animator(config))
-    still = runner(Animator(dataclasses.replace(config, unet=dataclasses.replace(config.unet, motion=None))))
+    still = runner(Animator(dataclasses.replace(config, unet=dataclasses.replace(config.unet, temporal=None))))
     bank = jit(run("bank")[0])(params, reference, t, text)
-    residuals = jit(run("pose")[0])(params, noisy, t, text, motion)
+    residuals = jit(run("residuals")[0])(params, noisy, t, text, motion)
     encode = lambda m, noisy, t, text: m.unet.encode(noisy, t, text, {})  # noqa: E731
     decode = lambda m, encoded, text, bank, residuals: m.unet.decode(encoded, text, bank, residuals).output  # noqa: E731
     encoded = jit(run(encode)[0])(params, noisy, t, text)
 
     def step(m: Animator, noisy, reference, t, text, motion):
-        bank, residuals = m.bank(reference, t, text), m.pose(noisy, t, text, motion)
+        bank, residuals = m.bank(reference, t, text), m.residuals(noisy, t, text, motion)
         return guide(*m.predict_both(noisy, t, text, None, bank, residuals), 7.5)
 
     unet = {
@@ -128,7 +128,7 @@ def components(args: argparse.Namespace) -> list[dict]:
     }
     others = {
         "appearance encoder": run("bank", reference, t, text),
-        "ControlNet": run("pose", noisy, t, text, motion),
+        "ControlNet": run("residuals", noisy, t, text, motion),
         "a guided step": run(step, noisy, reference, t, text, motion),
         "a guided step without temporal layers": still(step, noisy, reference, t, text, motion),
         "decoding one frame": run("decode_latents", noisy[:, 0]),
@@ -271,7 +271,7 @@ def data(args: argparse.Namespace) -> list[dict]:
         config.update({"name": "clips", "path": str(prepared), "test_clips": 0})
         clips = find_clips(config, "train")
         for frames in (1, 16):
-            iterator = batches(clips, Sampling(frames=frames, stride=4), 1, 0)
+            iterator = batches(clips, ExampleOptions(frames=frames, stride=4), 1, 0)
             next(iterator)
             began, spent, count = time.perf_counter(), time.process_time(), 0
             while time.perf_counter() - began < 10:

@@ -27,7 +27,7 @@ import mafx
 from mafx import media
 from mafx.bundled import bundled_config
 from mafx.data.clips import puppet_clips
-from mafx.data.pipeline import Sampling, read_example
+from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
 from mafx.metrics import psnr
 from mafx.training.loop import load_workdir
@@ -54,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     model = load_workdir(args.workdir) if args.workdir else mafx.load_bundled()
     size = tuple(bundled_config().data.size)
-    examples = [read_example(clip, 0, 1 + np.arange(16), Sampling(size=size)) for clip in puppet_clips("test", args.clips, size)]
+    examples = [read_example(clip, 0, 1 + np.arange(16), ExampleOptions(size=size)) for clip in puppet_clips("test", args.clips, size)]
     ways = [(line, FULL | changes) for line, all_changes in WAYS.items() for changes in all_changes]
     whole, rows = None, []
     for line, settings in tqdm(ways, unit="way"):

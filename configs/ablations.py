@@ -50,7 +50,7 @@ ABLATIONS = {
         trains=STAGES,
     ),
     "no_joint": Ablation("single frames in training keep each frame good", config={"joint.frames": 0.0}, trains=("temporal",)),
-    "sticks": Ablation("dense renders say more than keypoints", config={"networks.pose": "sticks"}, trains=STAGES),
+    "sticks": Ablation("dense renders say more than keypoints", config={"networks.renders": "sticks"}, trains=STAGES),
     "full_long": Ablation(frames=LONG),
     "own_noise": Ablation(
         "windows that start from the same noise fit together", "difference_error_at_borders", flags=("--noshared_noise",), frames=LONG

@@ -20,7 +20,7 @@ from mafx.errors import InputError
 from mafx.media import Size, resize
 from mafx.model import Model
 from mafx.models.animator import Animator
-from mafx.sampling import Inputs, Kind, State, Turns
+from mafx.sampling import Inputs, SamplerState, StepKind, WindowBatches
 
 Call = Callable  # (program, *args) -> its results, or their shapes
 BANKS_AT_ONCE = 8  # steps whose reference features are computed together and held: at 512x512 in bfloat16, 14 MiB each
@@ -145,9 +145,9 @@ class _Plan:
     padded: int  # that are sampled, see `diffusion.windows.pad_frames`
     capacity: int  # of the program, at least as many
     windows: np.ndarray
-    turns: Turns
+    turns: WindowBatches
     table: SamplerTable
-    kinds: list[Kind]  # of every step
+    kinds: list[StepKind]  # of every step
 
     @property
     def networks(self) -> Animator:
@@ -159,8 +159,8 @@ class _Plan:
 
 
 def _make_plan(model: Model, frames: int, s: Settings, mesh: Mesh | None) -> _Plan:
-    if not 1 <= s.window <= model.config.unet.motion.max_frames:
-        raise InputError(f"expected a window of 1 to {model.config.unet.motion.max_frames} frames, found {s.window}")
+    if not 1 <= s.window <= model.config.unet.temporal.max_frames:
+        raise InputError(f"expected a window of 1 to {model.config.unet.temporal.max_frames} frames, found {s.window}")
     if not s.guidance_scale >= 0:
         raise InputError(f"expected a guidance scale of at least 0, found {s.guidance_scale}")
     if min(s.reuse, s.windows_at_once) < 1:
@@ -178,11 +178,11 @@ def _make_plan(model: Model, frames: int, s: Settings, mesh: Mesh | None) -> _Pl
     mesh = mesh if len(windows) > 1 else None
     devices = 1 if mesh is None else mesh.size
     at_once = devices * min(s.windows_at_once, -(-most // devices))
-    kind = Kind(networks, model.schedule.prediction, s.guidance_scale > 1, bool(s.eta), keep_deep=s.reuse > 1, mesh=mesh)
+    kind = StepKind(networks, model.schedule.prediction, s.guidance_scale > 1, bool(s.eta), keep_deep=s.reuse > 1, mesh=mesh)
     return _Plan(frames, padded, capacity, windows, _turns(windows, weights, at_once, most), table, _kinds(kind, table.times, s))
 
 
-def _kinds(plain: Kind, times: np.ndarray, s: Settings) -> list[Kind]:
+def _kinds(plain: StepKind, times: np.ndarray, s: Settings) -> list[StepKind]:
     """Of every step: guided or not, whole or shallow."""
     low, high = s.guidance_interval
     guided = [plain.guided and low <= time < high for time in times]
@@ -193,12 +193,12 @@ def _kinds(plain: Kind, times: np.ndarray, s: Settings) -> list[Kind]:
     return kinds
 
 
-def _turns(windows: np.ndarray, weights: np.ndarray, at_once: int, most: int) -> Turns:
+def _turns(windows: np.ndarray, weights: np.ndarray, at_once: int, most: int) -> WindowBatches:
     """Windows in turns of so many `at_once`, with room for `most` of them; those that fill a turn up weigh nothing."""
     room = -(-most // at_once) * at_once
     indices, weights = (np.pad(x, ((0, room - len(x)), (0, 0))) for x in (windows.astype(np.int32), weights))
     indices, weights = (rearrange(x, "(i p) k -> i p k", p=at_once) for x in (indices, weights))
-    return Turns(indices, weights, np.int32(-(-len(windows) // at_once)))
+    return WindowBatches(indices, weights, np.int32(-(-len(windows) // at_once)))
 
 
 def _encode(
@@ -217,7 +217,7 @@ def _sample(
     params, x, reference_latents, inputs: Inputs, plan: _Plan, s: Settings, call: Call, progress: bool, callback: Callable | None
 ) -> jax.Array:
     """Noise `f h w c` -> latents. A call takes all steps of a kind whose banks are there, or one where somebody looks on."""
-    state, unseen = State(x, jnp.zeros_like(x)), []
+    state, unseen = SamplerState(x, jnp.zeros_like(x)), []
     bar = tqdm(total=s.steps, disable=not progress, unit="step")
     for rows, start in plan.table.parts(BANKS_AT_ONCE):
         bank = call(sampling.banks, plan.networks, params, reference_latents, rows["time"], inputs.text)
@@ -238,7 +238,7 @@ def _sample(
     return state.x
 
 
-def _runs(kinds: list[Kind], start: int, stop: int, singly: bool) -> Iterator[tuple[Kind, int, int]]:
+def _runs(kinds: list[StepKind], start: int, stop: int, singly: bool) -> Iterator[tuple[StepKind, int, int]]:
     """The steps from `start` to before `stop`, where there are so many, in runs of one kind: the kind, the first, and the one behind the last."""
     for (kind, _), run in itertools.groupby(range(start, min(stop, len(kinds))), lambda i: (kinds[i], i if singly else None)):
         first, *others = run

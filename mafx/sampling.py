@@ -18,11 +18,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from mafx.compiling import jit
 from mafx.diffusion.samplers import guide, sampler_step
 from mafx.models.animator import Animator, Half
-from mafx.models.unet import Features
+from mafx.models.unet import Bank
 
 
 @dataclasses.dataclass(frozen=True)
-class Kind:
+class StepKind:
     """A kind of step: what its program depends on, beside shapes.
 
     Attributes:
@@ -44,7 +44,7 @@ class Kind:
     mesh: Mesh | None = None
 
 
-class Turns(NamedTuple):
+class WindowBatches(NamedTuple):
     """Frame indices and weights of the windows, `i p k`, of which the first `count` turns `i` are taken; the rest fills the capacity."""
 
     indices: np.ndarray
@@ -64,7 +64,7 @@ class Inputs(NamedTuple):
     key: jax.Array
 
 
-class State(NamedTuple):
+class SamplerState(NamedTuple):
     """What steps change: latents `f h w c`, their clean part at the step before, and what entered the last level, `i p k h w c` of each half."""
 
     x: jax.Array
@@ -79,7 +79,7 @@ def apply(networks: Animator, params: dict, method: str, *args: jax.Array):
 
 
 @functools.partial(jit, static_argnums=0)
-def banks(networks: Animator, params: dict, reference: jax.Array, times: jax.Array, text: jax.Array) -> Features:
+def banks(networks: Animator, params: dict, reference: jax.Array, times: jax.Array, text: jax.Array) -> Bank:
     """The features of a reference `1 h w c` at many times at once, each `step 1 m c`."""
     reference, text = (repeat(x, "1 ... -> n ...", n=len(times)) for x in (reference, text))
     found = networks.apply({"params": params}, reference, times, text, method="bank")
@@ -96,16 +96,16 @@ def decode(networks: Animator, mesh: Mesh | None, params: dict, x: jax.Array, fr
 
 @functools.partial(jit, static_argnums=0, donate_argnums=2)
 def run_steps(
-    kind: Kind,
+    kind: StepKind,
     params: dict,
-    state: State,
+    state: SamplerState,
     inputs: Inputs,
-    turns: Turns,
+    turns: WindowBatches,
     table: dict[str, jax.Array],
-    bank: Features,
+    bank: Bank,
     first: jax.Array,
     last: jax.Array,
-) -> tuple[State, jax.Array]:
+) -> tuple[SamplerState, jax.Array]:
     """Steps `first` to before `last` of a table (see `diffusion.samplers`), whose banks stand in the same order. Returns the state behind them, and a
     number to wait for: the state itself may have been given to the next steps by then."""
     if kind.keep_deep and not kind.shallow:  # filled by the first step
@@ -113,7 +113,7 @@ def run_steps(
         zeros = (jnp.zeros((len(turns.indices), *deep.shape), deep.dtype) for deep in of_turn)
         state = state._replace(deep=tuple(zeros))
 
-    def step(i: jax.Array, state: State) -> State:
+    def step(i: jax.Array, state: SamplerState) -> SamplerState:
         row = {name: column[i] for name, column in table.items()}
         its_bank = jax.tree.map(lambda y: y[i], bank)
 
@@ -128,13 +128,13 @@ def run_steps(
 
         output, deep = jax.lax.fori_loop(0, turns.count, turn, (jnp.zeros_like(state.x), state.deep))
         fresh = jax.random.normal(jax.random.fold_in(inputs.key, row["number"]), state.x.shape) if kind.fresh_noise else jnp.zeros_like(state.x)
-        return State(*sampler_step(row, state.x, output, state.clean, fresh, kind.prediction), deep)
+        return SamplerState(*sampler_step(row, state.x, output, state.clean, fresh, kind.prediction), deep)
 
     state = jax.lax.fori_loop(first, last, step, state)
     return state, state.x[0, 0, 0, 0]
 
 
-def _predict(kind: Kind, params: dict, x: jax.Array, deep, inputs: Inputs, indices: jax.Array, time: jax.Array, bank: Features):
+def _predict(kind: StepKind, params: dict, x: jax.Array, deep, inputs: Inputs, indices: jax.Array, time: jax.Array, bank: Bank):
     """The guided prediction for the frames `p k` of a turn, float32 `p k h w c`; and what entered the last level, of each half."""
     call = functools.partial(kind.networks.apply, {"params": params})
     p = len(indices)
@@ -144,7 +144,7 @@ def _predict(kind: Kind, params: dict, x: jax.Array, deep, inputs: Inputs, indic
 
     noisy, motion = (_spread(kind.mesh, y[indices].astype(inputs.text.dtype)) for y in (x, inputs.motion))
     t, text, bank = jnp.full((p,), time), same(inputs.text), jax.tree.map(same, bank)
-    residuals = call(noisy, t, text, motion / jnp.asarray(255, motion.dtype), inputs.control_scale, kind.shallow, method="pose")
+    residuals = call(noisy, t, text, motion / jnp.asarray(255, motion.dtype), inputs.control_scale, kind.shallow, method="residuals")
     halves = [Half(text, bank)]
     if kind.guided:
         halves.insert(0, Half(text if inputs.negative is None else same(inputs.negative), {}))

@@ -22,14 +22,14 @@ from mafx.densepose import read_labels
 from mafx.models import animator
 from mafx.models.animator import AnimatorConfig
 from mafx.models.autoencoder import AutoencoderConfig
-from mafx.models.temporal import MotionConfig
+from mafx.models.temporal import TemporalConfig
 from mafx.models.text import TextConfig
 from mafx.models.unet import UNetConfig
 
 # Two levels, one with attention; latents are half the image's size.
 MICRO = AnimatorConfig(
-    unet=UNetConfig(widths=(32, 32), attends=(True, False), layers=1, heads=2, groups=8, text_width=16, motion=MotionConfig(heads=2)),
-    pose_widths=(8, 8),
+    unet=UNetConfig(widths=(32, 32), attends=(True, False), layers=1, heads=2, groups=8, text_width=16, temporal=TemporalConfig(heads=2)),
+    motion_widths=(8, 8),
     autoencoder=AutoencoderConfig(widths=(8, 8), layers=1, groups=4),
     text=TextConfig(width=16, hidden=32, layers=1, heads=2),
 )

@@ -11,7 +11,7 @@ from mafx.densepose import FLIPPED, draw_labels
 from mafx.errors import InputError
 from mafx.model import random_model
 from mafx.models.ablated import STICKS, draw_sticks
-from mafx.models.attention import PartialReference
+from mafx.models.attention import PartialBank
 
 
 def sticks(labels):
@@ -51,7 +51,7 @@ def test_the_embedding_is_dropped_like_features_are(embedding, rng):
     noisy, t, text, reference = draw(2, 1, 4, 4, 4), jnp.array([5, 9]), draw(2, 3, 16), draw(2, 4, 4, 4)
     apply = lambda method, *args: embedding.networks.apply({"params": embedding.params}, *args, method=method)  # noqa: E731
     bank = apply("bank", reference, t, text)
-    partial = jax.tree.map(lambda y: PartialReference(y, jnp.array([True, False])), bank)
+    partial = jax.tree.map(lambda y: PartialBank(y, jnp.array([True, False])), bank)
     without, both, mixed = (apply("predict", noisy, t, text, x, None) for x in ({}, bank, partial))
     np.testing.assert_allclose(mixed[0], both[0], atol=1e-5)
     np.testing.assert_allclose(mixed[1], without[1], atol=1e-5)
@@ -63,5 +63,5 @@ def test_the_embedding_is_dropped_like_features_are(embedding, rng):
 
 
 def test_the_published_layout_has_no_place_for_it(embedding, tmp_path):
-    with pytest.raises(InputError, match="expected a model with the appearance 'features' and the pose 'densepose', found 'embedding'"):
+    with pytest.raises(InputError, match="expected a model with the appearance 'bank' and the renders 'densepose', found 'embedding'"):
         save_pretrained(embedding, tmp_path / "out")

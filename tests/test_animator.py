@@ -17,12 +17,12 @@ def published_step(apply, x, t, text, negative, reference, motion):
     both = lambda y: jnp.concatenate([y, y])  # noqa: E731
     texts = jnp.concatenate([negative, text])
     bank = apply("bank", both(reference), both(t), texts)
-    residuals = jax.tree.map(both, apply("pose", x, t, text, motion))
+    residuals = jax.tree.map(both, apply("residuals", x, t, text, motion))
     return apply("predict", both(x), both(t), texts, bank, residuals)
 
 
 def our_step(apply, x, t, text, reference, motion):
-    return apply("predict_both", x, t, text, None, apply("bank", reference, t, text), apply("pose", x, t, text, motion))
+    return apply("predict_both", x, t, text, None, apply("bank", reference, t, text), apply("residuals", x, t, text, motion))
 
 
 def bind(networks, params):
@@ -40,7 +40,7 @@ def test_savings_change_nothing(micro, inputs):
     apply = bind(micro.networks, micro.params)
     unconditional, conditional = our_step(apply, x, t, text, reference, motion)
     np.testing.assert_allclose(conditional[0], published_step(apply, x, t, text, text, reference, motion)[1], atol=1e-5)
-    plain = apply("predict", x, t, text, {}, apply("pose", x, t, text, motion))
+    plain = apply("predict", x, t, text, {}, apply("residuals", x, t, text, motion))
     np.testing.assert_allclose(unconditional, plain, atol=1e-5)
     assert np.abs(unconditional - conditional).max() > 1e-2
 
@@ -48,7 +48,7 @@ def test_savings_change_nothing(micro, inputs):
 def test_two_prompts_run_two_encoders(micro, inputs):
     x, t, text, reference, motion = inputs
     apply = bind(micro.networks, micro.params)
-    bank, residuals = apply("bank", reference, t, text), apply("pose", x, t, text, motion)
+    bank, residuals = apply("bank", reference, t, text), apply("residuals", x, t, text, motion)
     halves = apply("predict_both", x, t, text, -text, bank, residuals)
     np.testing.assert_allclose(halves[0], apply("predict", x, t, -text, {}, residuals), atol=1e-5)
     np.testing.assert_allclose(halves[1], apply("predict", x, t, text, bank, residuals), atol=1e-5)

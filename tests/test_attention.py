@@ -141,7 +141,7 @@ def test_feed_forward_gates_with_the_exact_gelu():
 
 def test_feature_only_block_ends_at_its_norm(rng):
     x, text = jnp.asarray(rng.normal(size=(1, 2, 3, 3, 8)), jnp.float32), jnp.zeros((1, 5, 4))
-    whole, short = SpatialTransformer(2, groups=4), SpatialTransformer(2, groups=4, feature_only=True)
+    whole, short = SpatialTransformer(2, groups=4), SpatialTransformer(2, groups=4, bank_only=True)
     params = whole.init(jax.random.key(0), x, text)
     assert set(short.init(jax.random.key(0), x, text)["params"]["transformer_blocks_0"]) == {"norm1"}
     keep = {**params["params"], "transformer_blocks_0": {"norm1": params["params"]["transformer_blocks_0"]["norm1"]}}

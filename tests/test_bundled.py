@@ -9,7 +9,7 @@ import pytest
 from mafx import load_bundled
 from mafx.bundled import FOLDER, bundled_config, save_bundled
 from mafx.data.datasets import find_clips
-from mafx.data.pipeline import Sampling
+from mafx.data.examples import ExampleOptions
 from mafx.evaluation.features import Networks
 from mafx.evaluation.protocol import evaluate
 
@@ -24,7 +24,14 @@ def test_scores_of_held_out_clips(tmp_path):
     settings = {name: said["settings"][name] for name in ("steps", "guidance_scale", "seed")}
     clips = find_clips(config.data, "test")[:8]
     mean = evaluate(
-        load_bundled(), clips, tmp_path, Sampling(size=tuple(config.data.size), stride=said["settings"]["stride"]), 16, {}, settings, Networks(None)
+        load_bundled(),
+        clips,
+        tmp_path,
+        ExampleOptions(size=tuple(config.data.size), stride=said["settings"]["stride"]),
+        16,
+        {},
+        settings,
+        Networks(None),
     )["mean"]
     for answer in ("result", "copying"):
         assert mean[answer]["psnr_person"][0] == pytest.approx(said["mean"][answer]["psnr_person"][0], abs=1.5)

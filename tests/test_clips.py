@@ -11,7 +11,7 @@ from mafx.errors import InputError
 def test_puppets_of_training_and_test_have_nothing_in_common():
     train, test = puppet_clips("train", 50, (32, 32)), puppet_clips("test", 50, (32, 32))
     assert not {c.identity for c in train} & {c.identity for c in test}
-    assert not {c.motion for c in train} & {c.motion for c in test}
+    assert not {c.movement for c in train} & {c.movement for c in test}
     video, motion = test[0].read(np.array([0, 5]))
     assert video.shape == motion.shape == (2, 32, 32, 3)
     assert (read_labels(motion)[1] == 0).all()

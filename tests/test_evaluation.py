@@ -12,14 +12,14 @@ import pytest
 
 from mafx import media
 from mafx.data.clips import puppet_clips
-from mafx.data.pipeline import Sampling
+from mafx.data.examples import ExampleOptions
 from mafx.errors import InputError
 from mafx.evaluation.features import Networks, frechet_distance
 from mafx.evaluation.protocol import compare, evaluate, read_metrics
 
 HERE = Path(__file__).parent
 SETTINGS = {"steps": 1, "guidance_scale": 1.0}
-SAMPLING = Sampling(size=(16, 16), stride=2)
+SAMPLING = ExampleOptions(size=(16, 16), stride=2)
 NONE = Networks(None)
 CLIPS = puppet_clips("test", 3, (16, 16), frames=9)
 

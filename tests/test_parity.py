@@ -18,7 +18,7 @@ from mafx.diffusion.samplers import guide
 from mafx.diffusion.windows import fusion_weights, window_plan
 from mafx.models.animator import SIZES, parameter_shapes
 from mafx.models.autoencoder import Autoencoder
-from mafx.models.control import ControlNet, PoseEmbedding
+from mafx.models.control import ControlNet, MotionEmbedding
 from mafx.models.layers import timestep_embedding
 from mafx.models.temporal import TemporalTransformer
 from mafx.models.unet import Residuals
@@ -95,14 +95,14 @@ def test_motion_module(model, expected, parity, case):
     x = expected("motion_module")
     half, block, module = ("encoder", "down_blocks_1", "motion_modules_0") if case in "ad" else ("decoder", "up_blocks_3", "motion_modules_2")
     params = {"params": model.params["unet"][half][block][module]}
-    got = TemporalTransformer(model.config.unet.motion).apply(params, jnp.asarray(video(x[f"{case}.input"]), model.dtype))
+    got = TemporalTransformer(model.config.unet.temporal).apply(params, jnp.asarray(video(x[f"{case}.input"]), model.dtype))
     parity.check(label(model, f"motion module {case}"), got, video(x[f"{case}.output"]), limit_of(model, COMPONENT))
 
 
 def test_motion_module_takes_no_more_frames_than_positions(published_model):
     params = {"params": published_model.params["unet"]["encoder"]["down_blocks_1"]["motion_modules_0"]}
     with pytest.raises(ValueError, match="knows 24 positions, 25 frames"):
-        TemporalTransformer(published_model.config.unet.motion).apply(params, jnp.zeros((1, 25, 2, 2, 32)))
+        TemporalTransformer(published_model.config.unet.temporal).apply(params, jnp.zeros((1, 25, 2, 2, 32)))
 
 
 def unet_inputs(x, case):
@@ -121,7 +121,7 @@ def test_unet_plain(model, expected, parity, case):
 
 def test_unet_without_motion(published_model, expected, parity):
     x = expected("unet_plain")
-    config = dataclasses.replace(published_model.config, unet=dataclasses.replace(published_model.config.unet, motion=None))
+    config = dataclasses.replace(published_model.config, unet=dataclasses.replace(published_model.config.unet, temporal=None))
     keep = {p: v for p, v in flax.traverse_util.flatten_dict(published_model.params).items() if not any("motion" in name for name in p)}
     still = dataclasses.replace(published_model, config=config, params=flax.traverse_util.unflatten_dict(keep))
     got = apply(still, "predict", *unet_inputs(x, "c0"), {}, None)
@@ -195,7 +195,7 @@ def test_controlnet(model, expected, parity, case, scale):
     x = expected("controlnet")
     sample, pose = (rearrange(x[alt + name], "f c h w -> 1 f h w c") for name in ("sample", "controlnet_cond"))
     inputs = [jnp.asarray(y, model.dtype) for y in (x[f"{alt}encoder_hidden_states"][:1], pose)]
-    got = run(model.networks, "pose", model.params, jnp.asarray(sample, model.dtype), x[f"{alt}timestep"].astype(np.int32), *inputs, scale)
+    got = run(model.networks, "residuals", model.params, jnp.asarray(sample, model.dtype), x[f"{alt}timestep"].astype(np.int32), *inputs, scale)
     for i, residual in enumerate(got.skips):
         name = f"{case}.down.{i}"
         parity.check(label(model, f"controlnet {name}"), residual[0], image(x[name]), limit_of(model, COMPONENT))
@@ -205,10 +205,10 @@ def test_controlnet(model, expected, parity, case, scale):
 def test_pose_embedding(model, expected, parity):
     x = expected("controlnet")
     params = {"params": model.params["control"]["controlnet_cond_embedding"]}
-    embedding = PoseEmbedding(model.config.pose_widths, model.config.unet.widths[0])
+    embedding = MotionEmbedding(model.config.motion_widths, model.config.unet.widths[0])
     got = embedding.apply(params, jnp.asarray(rearrange(x["controlnet_cond"], "f c h w -> 1 f h w c"), model.dtype))
     parity.check(label(model, "controlnet pose embedding"), got[0], image(x["cond_embedding"]), limit_of(model, COMPONENT))
-    assert ControlNet(model.config.unet).pose_widths == (16, 32, 96, 256)  # the published default, where a config is silent
+    assert ControlNet(model.config.unet).motion_widths == (16, 32, 96, 256)  # the published default, where a config is silent
 
 
 @pytest.mark.parametrize("missing", ["", "_no_bank", "_no_control"])
@@ -259,7 +259,7 @@ def test_pipeline_first_step(published_model, case, parity):
     fused = np.zeros((2, *noisy.shape), np.float32)
     for indices, weights in zip(windows, fusion_weights(windows, 4), strict=True):
         scale = settings["controlnet_conditioning_scale"]
-        residuals = run(model.networks, "pose", model.params, noisy[None, indices], t, text[1], motion[None, indices], scale)
+        residuals = run(model.networks, "residuals", model.params, noisy[None, indices], t, text[1], motion[None, indices], scale)
         negative = None if settings["prompt"] == settings["negative_prompt"] else text[0]
         halves = run(model.networks, "predict_both", model.params, noisy[None, indices], t, text[1], negative, bank, residuals)
         fused[:, indices] += weights[:, None, None, None] * np.concatenate(halves)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from micro import example
 
-from mafx.data.puppets import STANDING, Identity, Motion, render
+from mafx.data.puppets import STANDING, Identity, Movement, render
 from mafx.densepose import FLIPPED, read_labels
 
 
@@ -64,7 +64,7 @@ def test_back_is_not_foretold_by_the_front():
 
 
 def test_two_hundred_frames_a_second():
-    who, how = Identity.draw(1), Motion.draw(1)
+    who, how = Identity.draw(1), Movement.draw(1)
     rates = []
     for _ in range(3):
         start = time.perf_counter()

@@ -16,7 +16,7 @@ def test_a_network_from_nothing_answers_zero_and_its_temporal_layers_change_noth
     alone = networks.apply(flat, x[:, 1:2], t, text, method=lambda model, *args: model.unet.encode(*args, {}))
     np.testing.assert_allclose(encoded.x[:, 1:2], alone.x, atol=1e-6)
     assert not np.asarray(networks.apply(flat, x, t, text, {}, None, method="predict")).any()
-    residuals = networks.apply(flat, x, t, text, jnp.ones((1, 3, 8, 8, 3)), method="pose")
+    residuals = networks.apply(flat, x, t, text, jnp.ones((1, 3, 8, 8, 3)), method="residuals")
     assert not any(np.asarray(r).any() for r in jax.tree.leaves(residuals))
 
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mafx.models.temporal import MotionConfig, TemporalTransformer, frame_sinusoid
+from mafx.models.temporal import TemporalConfig, TemporalTransformer, frame_sinusoid
 
 
 def test_sinusoid_by_hand():
@@ -11,7 +11,7 @@ def test_sinusoid_by_hand():
 
 def make(rng, frames=5):
     x = jnp.asarray(rng.normal(size=(2, frames, 3, 2, 32)), jnp.float32)
-    module = TemporalTransformer(MotionConfig(heads=2, groups=8))
+    module = TemporalTransformer(TemporalConfig(heads=2, groups=8))
     return module, module.init(jax.random.key(0), x), x
 
 

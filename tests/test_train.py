@@ -11,7 +11,7 @@ import pytest
 from micro import MICRO, example, micro_config
 
 from mafx.data.clips import puppet_clips
-from mafx.data.pipeline import Sampling, batches
+from mafx.data.examples import ExampleOptions, batches
 from mafx.training import loop
 from mafx.training.checkpoints import Checkpoints, read_parameters
 from mafx.training.sharding import distribute_batch, make_mesh, parameter_sharding
@@ -30,8 +30,8 @@ def losses(workdir):
 def one_step(config, params, mesh):
     init = functools.partial(init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.float32)
     state = jax.jit(init, out_shardings=parameter_sharding(mesh, jax.eval_shape(init, params)))(params)
-    sampling = Sampling(frames=config.data.frames, stride=1, size=tuple(config.data.size))
-    iterator = batches(puppet_clips("train", 16, tuple(config.data.size)), sampling, config.batch, 0)
+    options = ExampleOptions(frames=config.data.frames, stride=1, size=tuple(config.data.size))
+    iterator = batches(puppet_clips("train", 16, tuple(config.data.size)), options, config.batch, 0)
     step = jit_step(config, MICRO, np.array([0, 1], np.int32), mesh, state)
     return step(state, distribute_batch(mesh, next(iterator)), np.asarray(1, np.int32))
 

@@ -65,7 +65,7 @@ def test_frames_of_one_image_each_share_norm_statistics(micro, inputs):
     params = {"params": flax.traverse_util.unflatten_dict(keep)}
 
     def run(config, x):
-        unet = UNet(dataclasses.replace(config, motion=None))
+        unet = UNet(dataclasses.replace(config, temporal=None))
         return unet.apply(params, unet.apply(params, x, t, text, {}, method="encode"), text, {}, method="decode").output
 
     per_frame = dataclasses.replace(MICRO.unet, norm_per_frame=True)

@@ -30,17 +30,17 @@ class PuppetClip:
     """A clip that is drawn when it is read. Frame 0 of a facing clip is the puppet standing, seen from the front."""
 
     identity: int
-    motion: int
+    movement: int
     size: media.Size
     frames: int = 96
     fps: Fraction = Fraction(12)
 
     @property
     def name(self) -> str:
-        return f"puppet{self.identity:06d}-{self.motion:06d}"
+        return f"puppet{self.identity:06d}-{self.movement:06d}"
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        who, how = puppets.Identity.draw(self.identity), puppets.Motion.draw(self.motion)
+        who, how = puppets.Identity.draw(self.identity), puppets.Movement.draw(self.movement)
         pose = lambda i: puppets.STANDING if i == 0 else how.at(float(i / self.fps))  # noqa: E731
         drawn = [puppets.render(who, pose(int(i)), self.size) for i in indices]
         video, labels = (np.stack(x) for x in zip(*drawn, strict=True))

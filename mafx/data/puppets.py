@@ -1,7 +1,7 @@
 """Puppets: procedurally drawn people with exact DensePose renders, for examples, tests and training without any download.
 
 A puppet is a skeleton in space, dressed in tapered capsules; it turns around, so that its back becomes visible, which its front says nothing about.
-What it looks like (`Identity`) and how it moves (`Motion`) are drawn independently from seeds. World axes: x right in the image, y up, z towards
+What it looks like (`Identity`) and how it moves (`Movement`) are drawn independently from seeds. World axes: x right in the image, y up, z towards
 the viewer; one unit is half the image. A puppet that faces the viewer has its right hand at the left of the image.
 """
 
@@ -89,7 +89,7 @@ class Identity:
 
 
 @dataclasses.dataclass(frozen=True)
-class Motion:
+class Movement:
     """How a puppet moves: every joint angle is a sum of two sines of time, and the whole body turns."""
 
     offset: np.ndarray  # per angle
@@ -101,7 +101,7 @@ class Motion:
     ANGLES = ("arm_r", "arm_l", "raise_r", "raise_l", "elbow_r", "elbow_l", "leg_r", "leg_l", "spread", "knee_r", "knee_l", "lean", "nod", "sway")
 
     @classmethod
-    def draw(cls, seed: int) -> "Motion":
+    def draw(cls, seed: int) -> "Movement":
         rng = np.random.default_rng([seed, 2])
         offset = np.array([0, 0, 0.5, 0.5, 0.7, 0.7, 0, 0, 0.1, 0.35, 0.35, 0, 0, 0])
         reach = np.array([0.9, 0.9, 0.6, 0.6, 0.6, 0.6, 0.5, 0.5, 0.1, 0.3, 0.3, 0.12, 0.2, 0.4])
@@ -258,4 +258,4 @@ def _body_colour(identity: Identity, part: str, along: np.ndarray, around: np.nd
     return cloth.colour(along, around, front)
 
 
-STANDING = dict.fromkeys(Motion.ANGLES, 0.0) | {"raise_r": 0.35, "raise_l": 0.35, "elbow_r": 0.2, "elbow_l": 0.2, "spread": 0.12, "yaw": 0.0}
+STANDING = dict.fromkeys(Movement.ANGLES, 0.0) | {"raise_r": 0.35, "raise_l": 0.35, "elbow_r": 0.2, "elbow_l": 0.2, "spread": 0.12, "yaw": 0.0}

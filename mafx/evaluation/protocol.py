@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from mafx import media, metrics
 from mafx.animate import animate
 from mafx.data.clips import Clip
-from mafx.data.pipeline import Sampling, read_example
+from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
 from mafx.errors import InputError
 from mafx.evaluation.features import FILES, Networks, frechet_distance
@@ -51,7 +51,7 @@ def score(video: np.ndarray, truth: np.ndarray, labels: np.ndarray, shown: np.nd
 
 
 def evaluate(
-    model: Model, clips: Sequence[Clip], out: Path, sampling: Sampling, frames: int | None, which: dict, settings: dict, networks: Networks
+    model: Model, clips: Sequence[Clip], out: Path, options: ExampleOptions, frames: int | None, which: dict, settings: dict, networks: Networks
 ) -> dict:
     """Animate and measure `clips`, at most `frames` frames of each behind the first, and write `out`.
 
@@ -59,7 +59,7 @@ def evaluate(
     that they are for. With several processes each takes every so many-th clip; all see the same folder. Returns what metrics.json holds, on every
     process. Raises InputError where `out` has results of other settings.
     """
-    said = {"frames": frames, "stride": sampling.stride, "size": list(sampling.size), "split": [clip.name for clip in clips]} | which | settings
+    said = {"frames": frames, "stride": options.stride, "size": list(options.size), "split": [clip.name for clip in clips]} | which | settings
     said["networks"] = [name for name in FILES if name in networks]
     for folder in ("clips", "videos", "features"):
         (out / folder).mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,8 @@ def evaluate(
     done = {clip.name: out / "clips" / f"{clip.name}.json" for clip in clips}
     for clip in tqdm(clips[process::processes], desc="evaluating", unit="clip", disable=process > 0):
         if not done[clip.name].exists():
-            targets = np.arange(1, clip.frames, sampling.stride)[:frames]
-            scores = measure(model, clip, targets, out, sampling, settings, networks)
+            targets = np.arange(1, clip.frames, options.stride)[:frames]
+            scores = measure(model, clip, targets, out, options, settings, networks)
             _write_json(done[clip.name], {"settings": said, "scores": scores})
     while not all(path.exists() for path in done.values()):  # other processes are not done yet
         time.sleep(1)
@@ -87,9 +87,11 @@ def evaluate(
     return found
 
 
-def measure(model: Model, clip: Clip, targets: np.ndarray, out: Path, sampling: Sampling, settings: dict, networks: Networks) -> dict[str, Scores]:
+def measure(
+    model: Model, clip: Clip, targets: np.ndarray, out: Path, options: ExampleOptions, settings: dict, networks: Networks
+) -> dict[str, Scores]:
     """Animate frames of one clip from its first, and score the result; writes its video and features."""
-    example = read_example(clip, 0, np.append(0, targets), sampling)  # with the reference's own render
+    example = read_example(clip, 0, np.append(0, targets), options)  # with the reference's own render
     reference, motion, truth = example["reference"], example["motion"][1:], example["video"][1:]
     shown, *labels = read_labels(example["motion"])[0]
     labels = np.stack(labels)
@@ -103,7 +105,7 @@ def measure(model: Model, clip: Clip, targets: np.ndarray, out: Path, sampling: 
     np.savez(out / "features" / f"{clip.name}.npz", **{f"{answer}/{name}": x for answer, found in features.items() for name, x in found.items()})
     scores["truth"] = {"flicker_unseen": metrics.flicker(truth, labels, shown)}
     videos = media.side_by_side(reference, motion, answers["result"], truth)
-    media.write_video(out / "videos" / f"{clip.name}.mp4", videos, clip.fps / sampling.stride)
+    media.write_video(out / "videos" / f"{clip.name}.mp4", videos, clip.fps / options.stride)
     return scores
 
 

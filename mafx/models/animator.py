@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mafx.models.ablated import TOKENS, GlobalEmbedding, draw_sticks
-from mafx.models.attention import PartialReference
+from mafx.models.attention import PartialBank
 from mafx.models.autoencoder import Autoencoder, AutoencoderConfig, Patches, PatchesConfig
 from mafx.models.control import ControlNet
-from mafx.models.temporal import MotionConfig
+from mafx.models.temporal import TemporalConfig
 from mafx.models.text import TextConfig, TextTower
-from mafx.models.unet import Decoded, Features, Residuals, UNet, UNetConfig
+from mafx.models.unet import Bank, Decoded, Residuals, UNet, UNetConfig
 
 FUSIONS = ("midup", "full")
-APPEARANCES = ("features", "embedding")
-POSES = ("densepose", "sticks")
+APPEARANCES = ("bank", "embedding")
+RENDERS = ("densepose", "sticks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,19 +32,19 @@ class AnimatorConfig:
     Attributes:
       fusion: the reference's features are mixed into the middle and up blocks ("midup"), or into the down blocks too ("full").
       appearance: the reference comes as the "features" of the appearance encoder, or as a global "embedding" in the cross-attention.
-      pose: the ControlNet sees the "densepose" renders, or "sticks" drawn from them.
+      renders: the ControlNet sees the "densepose" renders, or "sticks" drawn from them.
     """
 
-    unet: UNetConfig = UNetConfig(motion=MotionConfig())
-    pose_widths: tuple[int, ...] = (16, 32, 96, 256)
+    unet: UNetConfig = UNetConfig(temporal=TemporalConfig())
+    motion_widths: tuple[int, ...] = (16, 32, 96, 256)
     autoencoder: AutoencoderConfig | PatchesConfig = AutoencoderConfig()
     text: TextConfig = TextConfig()
     fusion: str = FUSIONS[0]
     appearance: str = APPEARANCES[0]
-    pose: str = POSES[0]
+    renders: str = RENDERS[0]
 
     def __post_init__(self):
-        for name, known in (("fusion", FUSIONS), ("appearance", APPEARANCES), ("pose", POSES)):
+        for name, known in (("fusion", FUSIONS), ("appearance", APPEARANCES), ("renders", RENDERS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown, expected one of {', '.join(known)}")
 
@@ -52,12 +52,12 @@ class AnimatorConfig:
 SIZES = {
     "sd15": AnimatorConfig(),
     "half": AnimatorConfig(
-        unet=UNetConfig(widths=(160, 320, 640, 640), motion=MotionConfig()),
+        unet=UNetConfig(widths=(160, 320, 640, 640), temporal=TemporalConfig()),
         autoencoder=AutoencoderConfig(widths=(64, 128, 256, 256)),
     ),
     "tiny": AnimatorConfig(
-        unet=UNetConfig(widths=(32, 32, 32, 64), groups=8, text_width=32, motion=MotionConfig()),
-        pose_widths=(16, 32, 48, 64),
+        unet=UNetConfig(widths=(32, 32, 32, 64), groups=8, text_width=32, temporal=TemporalConfig()),
+        motion_widths=(16, 32, 48, 64),
         autoencoder=AutoencoderConfig(widths=(8, 16, 16, 16), groups=8),
         text=TextConfig(width=32, hidden=64, layers=2, heads=4),
     ),
@@ -72,9 +72,9 @@ SIZES = {
             channels=12,
             text_width=16,
             positions=True,
-            motion=MotionConfig(heads=4, groups=8),
+            temporal=TemporalConfig(heads=4, groups=8),
         ),
-        pose_widths=(16, 32),
+        motion_widths=(16, 32),
         autoencoder=PatchesConfig(factor=2),
         text=TextConfig(width=16, hidden=32, layers=1, heads=2, positions=2, vocabulary=2),
     ),
@@ -85,7 +85,7 @@ class Half(NamedTuple):
     """What a half of guidance knows: text states `b n c`, and the reference's features, none where it is the unconditional one."""
 
     text: jax.Array
-    bank: Features
+    bank: Bank
 
 
 class Animator(nn.Module):
@@ -99,9 +99,9 @@ class Animator(nn.Module):
     def setup(self):
         c = self.config
         self.unet = UNet(c.unet)
-        still = dataclasses.replace(c.unet, motion=None)
-        self.appearance = UNet(dataclasses.replace(still, features_only=True)) if c.appearance == "features" else GlobalEmbedding(still)
-        self.control = ControlNet(c.unet, c.pose_widths)
+        still = dataclasses.replace(c.unet, temporal=None)
+        self.appearance = UNet(dataclasses.replace(still, bank_only=True)) if c.appearance == "bank" else GlobalEmbedding(still)
+        self.control = ControlNet(c.unet, c.motion_widths)
         self.autoencoder = (Patches if isinstance(c.autoencoder, PatchesConfig) else Autoencoder)(c.autoencoder)
         self.text = TextTower(c.text)
 
@@ -117,7 +117,7 @@ class Animator(nn.Module):
         """Scaled latents `b h w c` -> images `b H W 3`, about [-1, 1]."""
         return self.autoencoder.decode(latents / self.config.autoencoder.scaling)
 
-    def bank(self, reference: jax.Array, t: jax.Array, text: jax.Array) -> Features:
+    def bank(self, reference: jax.Array, t: jax.Array, text: jax.Array) -> Bank:
         """y_a: what every mixed attention adds to its keys and values, each `b m c`. Depends on the step only, not on frames.
 
         Where the reference comes as an embedding, that is all there is: `{"text": {"tokens": b m c}}`.
@@ -129,11 +129,11 @@ class Animator(nn.Module):
             features = {name: blocks for name, blocks in features.items() if not name.startswith("down")}
         return jax.tree.map(lambda y: y[:, 0], features)
 
-    def pose(
+    def residuals(
         self, noisy: jax.Array, t: jax.Array, text: jax.Array, motion: jax.Array, scale: jax.Array | float = 1.0, shallow: bool = False
     ) -> Residuals:
         """y_p: the ControlNet's residuals, times `scale`; `shallow`: of the first level only."""
-        motion = draw_sticks(motion) if self.config.pose == "sticks" else motion
+        motion = draw_sticks(motion) if self.config.renders == "sticks" else motion
         return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), self.control(noisy, t, text, motion, shallow))
 
     def denoise(
@@ -156,12 +156,12 @@ class Animator(nn.Module):
             found.append(self.unet.decode(encoded, text, bank, residuals, its_deep))
         return found
 
-    def predict(self, noisy: jax.Array, t: jax.Array, text: jax.Array, bank: Features, residuals: Residuals | None) -> jax.Array:
+    def predict(self, noisy: jax.Array, t: jax.Array, text: jax.Array, bank: Bank, residuals: Residuals | None) -> jax.Array:
         """The denoiser's output, `b f h w c`, float32. An empty bank is plain self-attention: the unconditional half of guidance."""
         return self.denoise(noisy, t, [Half(text, bank)], residuals)[0].output
 
     def predict_both(
-        self, noisy: jax.Array, t: jax.Array, text: jax.Array, negative: jax.Array | None, bank: Features, residuals: Residuals | None
+        self, noisy: jax.Array, t: jax.Array, text: jax.Array, negative: jax.Array | None, bank: Bank, residuals: Residuals | None
     ) -> tuple[jax.Array, ...]:
         """Both halves of guidance: without the bank and with it. `negative`: the unconditional half's text states, None where they equal `text`."""
         halves = [Half(text if negative is None else negative, {}), Half(text, bank)]
@@ -170,14 +170,14 @@ class Animator(nn.Module):
     def __call__(self, ids: jax.Array, image: jax.Array, motion: jax.Array, noisy: jax.Array, t: jax.Array) -> jax.Array:
         """Everything once, from pixels to pixels: what defines the parameter tree."""
         text, reference = self.encode_text(ids), self.encode_image(image)
-        prediction = self.predict(noisy, t, text, self.bank(reference, t, text), self.pose(noisy, t, text, motion))
+        prediction = self.predict(noisy, t, text, self.bank(reference, t, text), self.residuals(noisy, t, text, motion))
         return self.decode_latents(prediction[:, 0].astype(image.dtype))
 
 
-def _with_embedding(text: jax.Array, bank: Features) -> jax.Array:
+def _with_embedding(text: jax.Array, bank: Bank) -> jax.Array:
     """Text states with the reference's tokens behind them, which are zero where there is no reference."""
     tokens = bank["text"]["tokens"] if bank else jnp.zeros((len(text), TOKENS, text.shape[-1]), text.dtype)
-    if isinstance(tokens, PartialReference):
+    if isinstance(tokens, PartialBank):
         tokens = jnp.where(tokens.keep[:, None, None], tokens.tokens, jnp.zeros((), text.dtype))
     return jnp.concatenate([text, tokens], axis=1)
 

@@ -19,7 +19,7 @@ from mafx.models.layers import GroupNorm, LayerNorm
 KeysValues = tuple[jax.Array, jax.Array]
 
 
-class PartialReference(NamedTuple):
+class PartialBank(NamedTuple):
     """A reference `b m c` that only the examples with `keep` (bool `b`) see: training drops it from some, for guidance."""
 
     tokens: jax.Array
@@ -208,13 +208,13 @@ class Attention(nn.Module):
         self,
         x: jax.Array,
         *,
-        reference: jax.Array | PartialReference | None = None,
+        reference: jax.Array | PartialBank | None = None,
         context: jax.Array | None = None,
         place: tuple[int, int] | None = None,
     ) -> jax.Array:
         """`x`: `b f n c`; `reference`: `b m c`, attended besides x itself; `context`: `b m c'`, attended instead of x; `place`: rows and columns of
         the grid that x and reference are, where their places count."""
-        reference, keep = reference if isinstance(reference, PartialReference) else (reference, None)
+        reference, keep = reference if isinstance(reference, PartialBank) else (reference, None)
         width = x.shape[-1]
         to_q, to_k, to_v = (nn.Dense(width, use_bias=False, name=name) for name in ("to_q", "to_k", "to_v"))
 
@@ -250,19 +250,19 @@ class TransformerBlock(nn.Module):
     """Self-attention (mixed with the reference where one is given), cross-attention to the text, feed-forward.
 
     Returns the tokens and the normalised tokens that entered self-attention: what an appearance encoder hands to the denoiser. With
-    `feature_only` the block ends there, as the last block of the published appearance encoder does, and the tokens are None.
+    `bank_only` the block ends there, as the last block of the published appearance encoder does, and the tokens are None.
     """
 
     heads: int
     kernel: str = "auto"
-    feature_only: bool = False
+    bank_only: bool = False
 
     @nn.compact
     def __call__(
         self, x: jax.Array, text: jax.Array, reference: jax.Array | None = None, place: tuple[int, int] | None = None
     ) -> tuple[jax.Array | None, jax.Array]:
         feature = LayerNorm(name="norm1")(x)
-        if self.feature_only:
+        if self.bank_only:
             return None, feature
         x = x + Attention(self.heads, self.kernel, name="attn1")(feature, reference=reference, place=place)
         x = x + Attention(self.heads, self.kernel, name="attn2")(LayerNorm(name="norm2")(x), context=text)
@@ -276,7 +276,7 @@ class SpatialTransformer(nn.Module):
     heads: int
     groups: int = 32
     kernel: str = "auto"
-    feature_only: bool = False
+    bank_only: bool = False
     positions: bool = False
 
     @nn.compact
@@ -285,8 +285,8 @@ class SpatialTransformer(nn.Module):
         y = GroupNorm(self.groups, 1e-6, batch_axes=2, name="norm")(x)
         y = rearrange(nn.Dense(c, name="proj_in")(y), "b f h w c -> b f (h w) c")
         place = (h, w) if self.positions else None
-        y, feature = TransformerBlock(self.heads, self.kernel, self.feature_only, name="transformer_blocks_0")(y, text, reference, place)
-        if self.feature_only:
+        y, feature = TransformerBlock(self.heads, self.kernel, self.bank_only, name="transformer_blocks_0")(y, text, reference, place)
+        if self.bank_only:
             return None, feature
         y = nn.Dense(c, name="proj_out")(rearrange(y, "b f (h w) c -> b f h w c", h=h, w=w))
         return x + y, feature

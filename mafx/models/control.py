@@ -12,7 +12,7 @@ from mafx.models.layers import conv3x3
 from mafx.models.unet import Encoder, MiddleBlock, Residuals, UNetConfig
 
 
-class PoseEmbedding(nn.Module):
+class MotionEmbedding(nn.Module):
     """Pose pixels `b f H W 3` in [0, 1] -> `b f h w width`, one eighth of the size."""
 
     widths: tuple[int, ...]
@@ -31,11 +31,11 @@ class ControlNet(nn.Module):
     """Noisy latents `b f h w c` and pose `b f H W 3` -> Residuals. Every frame by itself: no temporal layers, norms per frame."""
 
     config: UNetConfig
-    pose_widths: tuple[int, ...] = (16, 32, 96, 256)
+    motion_widths: tuple[int, ...] = (16, 32, 96, 256)
 
     def setup(self):
-        c = dataclasses.replace(self.config, motion=None, norm_per_frame=True, features_only=False)
-        self.controlnet_cond_embedding = PoseEmbedding(self.pose_widths, c.widths[0])
+        c = dataclasses.replace(self.config, temporal=None, norm_per_frame=True, bank_only=False)
+        self.controlnet_cond_embedding = MotionEmbedding(self.motion_widths, c.widths[0])
         self.encoder = Encoder(c)
         self.mid_block = MiddleBlock(c, c.widths[-1])
         self.controlnet_down_blocks = [nn.Dense(width) for width in c.skip_widths]  # zero convolutions: they begin at zero

@@ -13,7 +13,7 @@ from mafx.models.layers import GroupNorm, LayerNorm
 
 
 @dataclasses.dataclass(frozen=True)
-class MotionConfig:
+class TemporalConfig:
     """Sizes of the temporal transformers (AnimateDiff's "Vanilla" motion module, as MagicAnimate sets it up)."""
 
     heads: int = 8
@@ -48,7 +48,7 @@ class FrameAttention(Attention):
 class TemporalBlock(nn.Module):
     """Two frame attentions and a feed-forward over `b n f c`."""
 
-    config: MotionConfig
+    config: TemporalConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,7 +61,7 @@ class TemporalBlock(nn.Module):
 class TemporalTransformer(nn.Module):
     """`b f h w c` -> `b f h w c`."""
 
-    config: MotionConfig
+    config: TemporalConfig
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

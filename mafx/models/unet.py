@@ -1,7 +1,7 @@
 """The UNet of Stable Diffusion 1.5 in two halves, for images and, with temporal transformers, for videos.
 
 The halves are separate because guidance shares the first: the encoder (down path) of a guided step runs once, the decoder (middle and up path) once
-with and once without the reference. Features are values: what each spatial transformer saw before its self-attention is returned, nested by block
+with and once without the reference. Bank are values: what each spatial transformer saw before its self-attention is returned, nested by block
 and transformer, `{"up_blocks_1": {"attentions_0": b f n c}}`; a reference of the same form, but `b m c`, is what those transformers mix in.
 """
 
@@ -14,9 +14,9 @@ from flax import linen as nn
 
 from mafx.models.attention import SpatialTransformer
 from mafx.models.layers import Downsample, GroupNorm, ResidualBlock, TimeEmbedding, Upsample, conv3x3
-from mafx.models.temporal import MotionConfig, TemporalTransformer
+from mafx.models.temporal import TemporalConfig, TemporalTransformer
 
-Features = dict[str, dict[str, jax.Array]]
+Bank = dict[str, dict[str, jax.Array]]
 
 
 def _is_product(primitive, *operands, **params) -> bool:
@@ -45,10 +45,10 @@ class UNetConfig:
     eps: float = 1e-5
     channels: int = 4  # of the latents
     text_width: int = 768
-    motion: MotionConfig | None = None  # temporal transformers after every layer, none in the middle
+    temporal: TemporalConfig | None = None  # temporal transformers after every layer, none in the middle
     norm_per_frame: bool = False  # statistics of the residual blocks' norms: each frame alone, or all frames together
     positions: bool = False  # self-attention begins with a bias to the same place, see attention.grid_sinusoid; Stable Diffusion learnt places
-    features_only: bool = False  # stop at the last feature: an appearance encoder
+    bank_only: bool = False  # stop at the last feature: an appearance encoder
     attention_kernel: str = "auto"  # see attention.attention
     remat: str = "none"  # a key of REMAT
 
@@ -69,7 +69,7 @@ class Encoded(NamedTuple):
     x: jax.Array
     skips: tuple[jax.Array, ...]
     temb: jax.Array
-    features: Features
+    features: Bank
 
 
 class Residuals(NamedTuple):
@@ -83,7 +83,7 @@ class Decoded(NamedTuple):
     """What the decoder gives: its answer (None from an appearance encoder), its features, and what entered its last level."""
 
     output: jax.Array | None
-    features: Features
+    features: Bank
     deep: jax.Array
 
 
@@ -106,16 +106,16 @@ class _Level(nn.Module):
         return self._block(ResidualBlock, self.width, c.groups, c.eps, c.batch_axes, name=f"resnets_{i}")(x, temb)
 
     @nn.nowrap
-    def transform(self, i: int, x, text, reference, features, feature_only: bool = False):
+    def transform(self, i: int, x, text, reference, features, bank_only: bool = False):
         c, name = self.config, f"attentions_{i}"
-        transformer = self._block(SpatialTransformer, c.heads, c.groups, c.attention_kernel, feature_only, c.positions, name=name)
+        transformer = self._block(SpatialTransformer, c.heads, c.groups, c.attention_kernel, bank_only, c.positions, name=name)
         x, features[name] = transformer(x, text, reference.get(name))
         return x
 
     @nn.nowrap
     def move(self, i: int, x):
-        motion = self.config.motion
-        return x if motion is None else self._block(TemporalTransformer, motion, name=f"motion_modules_{i}")(x)
+        temporal = self.config.temporal
+        return x if temporal is None else self._block(TemporalTransformer, temporal, name=f"motion_modules_{i}")(x)
 
 
 class DownBlock(_Level):
@@ -155,10 +155,10 @@ class UpBlock(_Level):
         features = {}
         for i in range(self.config.layers + 1):
             x = self.residual(i, jnp.concatenate([x, skips.pop()], axis=-1), temb)
-            feature_only = self.config.features_only and self.last and i == self.config.layers
+            bank_only = self.config.bank_only and self.last and i == self.config.layers
             if self.attends:
-                x = self.transform(i, x, text, reference, features, feature_only)
-            x = x if feature_only else self.move(i, x)
+                x = self.transform(i, x, text, reference, features, bank_only)
+            x = x if bank_only else self.move(i, x)
         if not self.last:
             x = Upsample(name="upsamplers_0")(x, skips[-1].shape[-3:-1])
         return x, features
@@ -170,9 +170,7 @@ class Encoder(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(
-        self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Features, pose: jax.Array | None = None, shallow: bool = False
-    ) -> Encoded:
+    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Bank, pose: jax.Array | None = None, shallow: bool = False) -> Encoded:
         c = self.config
         temb = TimeEmbedding(c.widths[0], 4 * c.widths[0], name="time_embedding")(t)
         x = conv3x3(c.widths[0], "conv_in")(x)
@@ -194,7 +192,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, encoded: Encoded, text: jax.Array, reference: Features, residuals: Residuals | None = None, deep: jax.Array | None = None
+        self, encoded: Encoded, text: jax.Array, reference: Bank, residuals: Residuals | None = None, deep: jax.Array | None = None
     ) -> Decoded:
         c, features = self.config, {}
         x, skips, temb, _ = encoded
@@ -211,7 +209,7 @@ class Decoder(nn.Module):
             elif deep is not None:
                 continue
             x, features[name] = UpBlock(c, width, attends, last, name=name)(x, skips, temb, text, reference.get(name, {}))
-        if c.features_only:
+        if c.bank_only:
             return Decoded(None, features, deep)
         # always float32: guidance multiplies what is rounded here
         x = nn.silu(GroupNorm(c.groups, c.eps, c.batch_axes, name="conv_norm_out")(x.astype(jnp.float32)))
@@ -227,17 +225,17 @@ class UNet(nn.Module):
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
-    def encode(self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Features, shallow: bool = False) -> Encoded:
+    def encode(self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Bank, shallow: bool = False) -> Encoded:
         """`shallow`: the first level only, for a decoder that is told what entered its last level at another time (*DeepCache*, arXiv 2312.00858)."""
         return self.encoder(x, t, text, reference, None, shallow)
 
     def decode(
-        self, encoded: Encoded, text: jax.Array, reference: Features, residuals: Residuals | None = None, deep: jax.Array | None = None
+        self, encoded: Encoded, text: jax.Array, reference: Bank, residuals: Residuals | None = None, deep: jax.Array | None = None
     ) -> Decoded:
         """The output is the noise prediction `b f h w c`, float32. `deep`: what entered the last level; with it only that level is computed."""
         return self.decoder(encoded, text, reference, residuals, deep)
 
-    def features(self, x: jax.Array, t: jax.Array, text: jax.Array) -> Features:
+    def features(self, x: jax.Array, t: jax.Array, text: jax.Array) -> Bank:
         """The features of every spatial transformer, `b f n c`."""
         encoded = self.encoder(x, t, text, {})
         return {k: v for k, v in (encoded.features | self.decoder(encoded, text, {}).features).items() if v}

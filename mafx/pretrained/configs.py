@@ -8,7 +8,7 @@ from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
 from mafx.models.animator import AnimatorConfig
 from mafx.models.autoencoder import AutoencoderConfig, PatchesConfig
-from mafx.models.temporal import MotionConfig
+from mafx.models.temporal import TemporalConfig
 from mafx.models.text import ACTIVATIONS, TextConfig, Tokenizer
 from mafx.models.unet import UNetConfig
 
@@ -86,8 +86,10 @@ def read_configs(directory: Path) -> tuple[AnimatorConfig, Schedule]:
     inference = _read_json(directory / INFERENCE) if (directory / INFERENCE).is_file() else {}
     try:
         config = AnimatorConfig(
-            unet=dataclasses.replace(unet, motion=_read_motion(directory / INFERENCE, inference.get("unet_additional_kwargs", {}), len(unet.widths))),
-            pose_widths=tuple(control.get("conditioning_embedding_out_channels", AnimatorConfig.pose_widths)),
+            unet=dataclasses.replace(
+                unet, temporal=_read_temporal(directory / INFERENCE, inference.get("unet_additional_kwargs", {}), len(unet.widths))
+            ),
+            motion_widths=tuple(control.get("conditioning_embedding_out_channels", AnimatorConfig.motion_widths)),
             fusion=inference.get("fusion", AnimatorConfig.fusion),
             autoencoder=_autoencoder(autoencoder),
             text=TextConfig(
@@ -147,16 +149,16 @@ def _autoencoder_json(autoencoder: AutoencoderConfig | PatchesConfig) -> dict:
     }
 
 
-def _read_motion(path: Path, settings: dict, levels: int) -> MotionConfig:
+def _read_temporal(path: Path, settings: dict, levels: int) -> TemporalConfig:
     kinds = {"use_motion_module": True, "motion_module_mid_block": False, "motion_module_decoder_only": False, "motion_module_type": "Vanilla"}
     _demand(path, settings, kinds | {"motion_module_resolutions": [2**i for i in range(levels)], "unet_use_cross_frame_attention": False})
     settings = settings.get("motion_module_kwargs", {})
     kinds = {"num_transformer_block": 1, "attention_block_types": ["Temporal_Self", "Temporal_Self"], "temporal_position_encoding": True}
     _demand(path, settings, kinds | {"temporal_attention_dim_div": 1})
-    return MotionConfig(
-        heads=settings.get("num_attention_heads", MotionConfig.heads),
-        max_frames=settings.get("temporal_position_encoding_max_len", MotionConfig.max_frames),
-        groups=settings.get("norm_num_groups", MotionConfig.groups),
+    return TemporalConfig(
+        heads=settings.get("num_attention_heads", TemporalConfig.heads),
+        max_frames=settings.get("temporal_position_encoding_max_len", TemporalConfig.max_frames),
+        groups=settings.get("norm_num_groups", TemporalConfig.groups),
     )
 
 
@@ -189,15 +191,15 @@ def write_configs(directory: Path, config: AnimatorConfig, schedule: Schedule) -
         "up_block_types": [f"{'CrossAttn' * attends}UpBlock2D" for attends in unet.attends[::-1]],
     }
     motion = {
-        "num_attention_heads": unet.motion.heads,
+        "num_attention_heads": unet.temporal.heads,
         "num_transformer_block": 1,
         "attention_block_types": ["Temporal_Self", "Temporal_Self"],
         "temporal_position_encoding": True,
-        "temporal_position_encoding_max_len": unet.motion.max_frames,
+        "temporal_position_encoding_max_len": unet.temporal.max_frames,
         "temporal_attention_dim_div": 1,
     }
-    if unet.motion.groups != MotionConfig.groups:  # a setting of ours, which the published code refuses rather than misreads
-        motion["norm_num_groups"] = unet.motion.groups
+    if unet.temporal.groups != TemporalConfig.groups:  # a setting of ours, which the published code refuses rather than misreads
+        motion["norm_num_groups"] = unet.temporal.groups
     noise = {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end, "beta_schedule": schedule.kind}
     if (schedule.prediction, schedule.zero_terminal_snr) != ("epsilon", False):
         noise |= {"prediction_type": PREDICTION_TYPES[schedule.prediction], "rescale_betas_zero_snr": schedule.zero_terminal_snr}
@@ -208,7 +210,7 @@ def write_configs(directory: Path, config: AnimatorConfig, schedule: Schedule) -
         f"{APPEARANCE}/config.json": {"_class_name": "AppearanceEncoderModel"} | both,
         f"{CONTROL}/config.json": {"_class_name": "ControlNetModel"}
         | common
-        | {"conditioning_embedding_out_channels": config.pose_widths, "controlnet_conditioning_channel_order": "rgb"},
+        | {"conditioning_embedding_out_channels": config.motion_widths, "controlnet_conditioning_channel_order": "rgb"},
         f"{AUTOENCODER}/config.json": _autoencoder_json(autoencoder),
         f"{TEXT}/config.json": {
             "architectures": ["CLIPTextModel"],

@@ -18,7 +18,7 @@ import numpy as np
 
 from mafx.errors import InputError
 from mafx.model import Model
-from mafx.models.animator import APPEARANCES, POSES, AnimatorConfig, parameter_shapes
+from mafx.models.animator import APPEARANCES, RENDERS, AnimatorConfig, parameter_shapes
 from mafx.models.text import Tokenizer
 from mafx.pretrained import configs
 from mafx.pretrained.formats import TensorFile, open_tensors, write_safetensors, write_torch_archive
@@ -164,9 +164,9 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
     no place for its parts.
     """
     directory = Path(directory)
-    if (model.config.appearance, model.config.pose) != (APPEARANCES[0], POSES[0]):
-        found = f"{model.config.appearance!r} and {model.config.pose!r}"
-        raise InputError(f"expected a model with the appearance {APPEARANCES[0]!r} and the pose {POSES[0]!r}, found {found}")
+    if (model.config.appearance, model.config.renders) != (APPEARANCES[0], RENDERS[0]):
+        found = f"{model.config.appearance!r} and {model.config.renders!r}"
+        raise InputError(f"expected a model with the appearance {APPEARANCES[0]!r} and the renders {RENDERS[0]!r}, found {found}")
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"expected a new or empty folder for the weights, found files in {directory}")
     flat = flax.traverse_util.flatten_dict(model.params)

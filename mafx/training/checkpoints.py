@@ -15,7 +15,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from mafx.errors import InputError
-from mafx.training.step import Flat, State
+from mafx.training.step import Flat, TrainState
 
 SCORE = "held_out_psnr"  # the best checkpoints are those with the largest
 
@@ -39,7 +39,7 @@ class Checkpoints:
         """The step of the newest checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: State, position: dict, config: ml_collections.ConfigDict, metrics: dict[str, float] | None = None) -> None:
+    def save(self, state: TrainState, position: dict, config: ml_collections.ConfigDict, metrics: dict[str, float] | None = None) -> None:
         """Begin to write; training may go on at once."""
         if not self._frozen.exists():
             with ocp.StandardCheckpointer() as writer:
@@ -51,14 +51,14 @@ class Checkpoints:
         )
         self._manager.save(int(state.step), args=args, metrics=metrics if metrics and SCORE in metrics else None)
 
-    def restore(self, like: State) -> tuple[State, dict]:
+    def restore(self, like: TrainState) -> tuple[TrainState, dict]:
         """The newest state, in the shapes and shardings of `like` (arrays, or `jax.ShapeDtypeStruct`s), and the data's position."""
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         args = ocp.args.Composite(state=ocp.args.StandardRestore(_moving(abstract)), position=ocp.args.JsonRestore())
         restored = self._manager.restore(self.latest, args=args)
         with ocp.StandardCheckpointer() as reader:
             frozen = reader.restore(self._frozen, abstract.frozen)
-        return State(frozen=frozen, **restored["state"]), restored["position"]
+        return TrainState(frozen=frozen, **restored["state"]), restored["position"]
 
     def close(self) -> None:
         """Wait for what is being written."""
@@ -66,7 +66,7 @@ class Checkpoints:
         self._manager.close()
 
 
-def _moving(state: State) -> dict:
+def _moving(state: TrainState) -> dict:
     """What changes from step to step."""
     return {name: x for name, x in state._asdict().items() if name != "frozen"}
 

@@ -7,10 +7,10 @@ import ml_collections
 from ml_collections.config_dict import placeholder
 
 from mafx.data.datasets import DATASETS, PREPARED
-from mafx.data.pipeline import CROPS, REFERENCES
+from mafx.data.examples import CROPS, REFERENCES
 from mafx.diffusion.schedule import KINDS, PREDICTIONS
 from mafx.errors import InputError
-from mafx.models.animator import APPEARANCES, FUSIONS, POSES, SIZES
+from mafx.models.animator import APPEARANCES, FUSIONS, RENDERS, SIZES
 from mafx.models.unet import REMAT
 
 STAGES = ("appearance", "temporal")
@@ -31,7 +31,7 @@ def default_config(stage: str) -> ml_collections.ConfigDict:
     # What
     c.stage = stage
     c.model = "sd15"  # a key of mafx.models.animator.SIZES
-    c.networks = {"fusion": FUSIONS[0], "appearance": APPEARANCES[0], "pose": POSES[0]}  # what ablations change, see AnimatorConfig
+    c.networks = {"fusion": FUSIONS[0], "appearance": APPEARANCES[0], "renders": RENDERS[0]}  # what ablations change, see AnimatorConfig
     c.init_from = ""  # the work folder of the stage before, or a folder with Stable Diffusion 1.5
     c.train_only = TRAINS[stage]
     c.dtype = "bfloat16"  # of computation and of frozen parameters; trained ones, their averages and moments are float32
@@ -52,7 +52,7 @@ def default_config(stage: str) -> ml_collections.ConfigDict:
 
     # Objective
     c.schedule = {"kind": "linear", "prediction": "epsilon", "zero_terminal_snr": False}
-    c.loss = {"reference_dropout": 0.1, "pose_dropout": 0.0, "noise_offset": 0.0, "time_shift": 1.0}
+    c.loss = {"reference_dropout": 0.1, "motion_dropout": 0.0, "noise_offset": 0.0, "time_shift": 1.0}
     c.loss.update({"min_snr_gamma": placeholder(float), "person": 1.0})  # what weighs more: times with signal; the person
 
     # Optimisation: AdamW
@@ -84,7 +84,7 @@ def check_config(c: ml_collections.ConfigDict) -> None:
         "remat": one_of(*REMAT),
         "networks.fusion": one_of(*FUSIONS),
         "networks.appearance": one_of(*APPEARANCES),
-        "networks.pose": one_of(*POSES),
+        "networks.renders": one_of(*RENDERS),
         "decay": one_of(*DECAYS),
         "schedule.kind": one_of(*KINDS),
         "schedule.prediction": one_of(*PREDICTIONS),
@@ -96,7 +96,7 @@ def check_config(c: ml_collections.ConfigDict) -> None:
         "joint.frames": (lambda x: 0 <= x <= 1 - c.joint.images, "at most what config.joint.images leaves of 1"),
         "data.latent_cache": (lambda x: not x or not (c.data.flip or c.data.crop == "random"), "none with flips or random crops"),
     }
-    rules |= dict.fromkeys(("joint.images", "loss.reference_dropout", "loss.pose_dropout", "ema"), share)
+    rules |= dict.fromkeys(("joint.images", "loss.reference_dropout", "loss.motion_dropout", "ema"), share)
     counts = ("batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames", "keep")
     rules |= dict.fromkeys((*counts, "data.frames", "data.stride"), at_least(1))
     amounts = ("warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers")

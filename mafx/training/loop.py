@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from mafx.data.datasets import find_clips
+from mafx.data.examples import ExampleOptions, Joint, batches
 from mafx.data.latents import cache_latents
-from mafx.data.pipeline import Joint, Sampling, batches
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
 from mafx.model import Model
@@ -56,13 +56,13 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     # -- Data, from where it was left
     settings = {name: config.data[name] for name in ("frames", "stride", "reference", "distance", "flip", "crop")}
-    sampling = Sampling(size=tuple(config.data.size), **settings)
+    options = ExampleOptions(size=tuple(config.data.size), **settings)
     if config.data.latent_cache:
         encode = jax.jit(lambda flat, frames: networks.apply({"params": unflatten(flat)}, frames, method="encode_image"))
         frozen = gather({name: x for name, x in state.frozen.items() if name.startswith("autoencoder/")}, mesh)
-        clips, images = (cache_latents(x, lambda frames: encode(frozen, frames), sampling, Path(config.data.latent_cache)) for x in (clips, images))
+        clips, images = (cache_latents(x, lambda frames: encode(frozen, frames), options, Path(config.data.latent_cache)) for x in (clips, images))
     share = {"process": jax.process_index(), "processes": jax.process_count(), "workers": config.data.workers}
-    iterator = batches(clips, sampling, config.batch, config.seed, images=images, joint=Joint(**config.joint), start=examples, **share)
+    iterator = batches(clips, options, config.batch, config.seed, images=images, joint=Joint(**config.joint), start=examples, **share)
 
     # -- The step, compiled for every kind of batch that comes
     step, compiled = jit_step(config, sizes, tokenizer(""), mesh, state), {}
@@ -99,7 +99,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             bar.set_postfix(loss=f"{values['loss']:.4f}")
         if config.show_clips and due["show"]:
             model = Model(sizes, unflatten(gather(state.frozen | state.ema, mesh)), tokenizer, schedule)
-            scores, video = show(model, held_out[: config.show_clips], sampling, config.show_frames, config.show_guidance)
+            scores, video = show(model, held_out[: config.show_clips], options, config.show_frames, config.show_guidance)
             journal.write(done, scores)
             journal.show(done, video)
         if stopping or due["save"]:

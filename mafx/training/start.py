@@ -22,7 +22,7 @@ from mafx.models.text import Tokenizer
 from mafx.pretrained.layout import load_stable_diffusion
 from mafx.training.checkpoints import Checkpoints, read_parameters
 from mafx.training.sharding import distribute_parameters, parameter_sharding
-from mafx.training.step import Flat, State, flatten, init_state, unflatten
+from mafx.training.step import Flat, TrainState, flatten, init_state, unflatten
 
 log = logging.getLogger("mafx")
 VOCABULARY = ("vocab.json", "merges.txt")
@@ -30,7 +30,7 @@ VOCABULARY = ("vocab.json", "merges.txt")
 
 def start(
     config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, optimiser: optax.GradientTransformation, workdir: Path, saved: Checkpoints
-) -> tuple[State, int]:
+) -> tuple[TrainState, int]:
     """The state, and how many examples it has seen.
 
     In this order: the newest checkpoint of the work folder; the parameters of `config.init_from`, which is another work folder, or a folder with

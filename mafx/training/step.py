@@ -21,7 +21,7 @@ from mafx.densepose import BACKGROUND
 from mafx.diffusion.losses import corrupt, loss_weights
 from mafx.diffusion.schedule import Schedule
 from mafx.models.animator import Animator, AnimatorConfig
-from mafx.models.attention import PartialReference
+from mafx.models.attention import PartialBank
 from mafx.training.sharding import batch_sharding, parameter_sharding, replicated
 
 Flat = dict[str, jax.Array]
@@ -57,7 +57,7 @@ def split(flat: Flat, rules: Sequence[tuple[str, bool]]) -> tuple[Flat, Flat]:
     return trainable, frozen
 
 
-class State(NamedTuple):
+class TrainState(NamedTuple):
     """Everything a run continues from."""
 
     step: jax.Array
@@ -81,11 +81,11 @@ def make_optimiser(config: ml_collections.ConfigDict) -> tuple[optax.GradientTra
     return (optax.MultiSteps(optimiser, config.accumulate) if config.accumulate > 1 else optimiser), rate
 
 
-def init_state(params: dict, rules: Sequence[tuple[str, bool]], optimiser: optax.GradientTransformation, dtype: jnp.dtype) -> State:
+def init_state(params: dict, rules: Sequence[tuple[str, bool]], optimiser: optax.GradientTransformation, dtype: jnp.dtype) -> TrainState:
     trainable, frozen = split(flatten(params), rules)
     trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trainable)
     frozen = jax.tree.map(lambda x: jnp.asarray(x, dtype), frozen)
-    return State(jnp.zeros((), jnp.int32), trainable, frozen, optimiser.init(trainable), jax.tree.map(jnp.copy, trainable))
+    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimiser.init(trainable), jax.tree.map(jnp.copy, trainable))
 
 
 def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, options: ml_collections.ConfigDict) -> Loss:
@@ -107,16 +107,16 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
         corrupted = corrupt(noise_key, latents, schedule, options.noise_offset, options.time_shift)
 
         motion = batch["motion"]
-        if options.pose_dropout:
-            drop = jax.random.bernoulli(pose_key, options.pose_dropout, (b, 1, 1, 1, 1))
+        if options.motion_dropout:
+            drop = jax.random.bernoulli(pose_key, options.motion_dropout, (b, 1, 1, 1, 1))
             motion = jnp.where(drop, jnp.asarray(BACKGROUND, jnp.uint8).reshape(1, 1, 1, 1, 3), motion)
         text = repeat(apply("encode_text", ids[None]), "1 n c -> b n c", b=b)
         noisy, t = corrupted.noisy.astype(dtype), corrupted.times
         bank = apply("bank", reference, t, text)
         if options.reference_dropout:
             keep = ~jax.random.bernoulli(reference_key, options.reference_dropout, (b,))
-            bank = jax.tree.map(lambda y: PartialReference(y, keep), bank)
-        residuals = apply("pose", noisy, t, text, motion.astype(dtype) / jnp.asarray(255, dtype))
+            bank = jax.tree.map(lambda y: PartialBank(y, keep), bank)
+        residuals = apply("residuals", noisy, t, text, motion.astype(dtype) / jnp.asarray(255, dtype))
         error = jnp.square(apply("predict", noisy, t, text, bank, residuals) - corrupted.target).mean(-1)
         if options.person != 1:
             weight = jnp.where(shows_person(motion, error.shape), options.person, 1.0)
@@ -148,7 +148,7 @@ def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.S
     """
     dtype = jnp.dtype(config.dtype)
 
-    def step(state: State, batch: Batch, number: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Batch, number: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
         def of_trainable(trainable: Flat):
@@ -176,15 +176,15 @@ def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.S
         before = (state.step, state.trainable, state.optimiser, state.ema)
         fits = finite & (state.step + 1 == number)
         count, trainable, optimiser_state, ema = jax.tree.map(lambda new, old: jnp.where(fits, new, old), after, before)
-        return State(count, trainable, state.frozen, optimiser_state, ema), metrics
+        return TrainState(count, trainable, state.frozen, optimiser_state, ema), metrics
 
     return step
 
 
-def jit_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, ids: np.ndarray, mesh: Mesh, state: State):
+def jit_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, ids: np.ndarray, mesh: Mesh, state: TrainState):
     """The jitted step of a run on a mesh; `state` may be shapes. The old state's memory is given to the new one."""
     if not any("motion_modules" in name for name in state.trainable):  # the appearance stage sees single frames, as published
-        sizes = dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, motion=None))
+        sizes = dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, temporal=None))
     loss = diffusion_loss(Animator(sizes), Schedule(**config.schedule), ids, config.loss)
     sharding, whole = parameter_sharding(mesh, state), replicated(mesh)
     return jax.jit(

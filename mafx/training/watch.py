@@ -17,7 +17,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from mafx import media
 from mafx.animate import animate
 from mafx.data.clips import Clip
-from mafx.data.pipeline import Sampling, read_example
+from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
 from mafx.metrics import psnr
 from mafx.model import Model
@@ -91,12 +91,12 @@ def peak_memory() -> int:
     return statistics.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def show(model: Model, clips: list[Clip], sampling: Sampling, frames: int, guidance_scale: float) -> tuple[dict[str, float], np.ndarray]:
+def show(model: Model, clips: list[Clip], options: ExampleOptions, frames: int, guidance_scale: float) -> tuple[dict[str, float], np.ndarray]:
     """Animate the beginning of held-out clips from their first frame. Returns mean scores, and a video with a row per clip:
     reference | motion | result | truth."""
     rows, scores = [], []
     for clip in clips:
-        example = read_example(clip, 0, 1 + np.arange(min(frames, clip.frames - 1)), sampling)
+        example = read_example(clip, 0, 1 + np.arange(min(frames, clip.frames - 1)), options)
         reference, motion, truth = example["reference"], example["motion"], example["video"]
         result = animate(model, reference, motion, guidance_scale=guidance_scale, steps=20, sampler="dpmpp_2m", progress=False)
         result = media.to_uint8(result.video)

@@ -5,10 +5,10 @@ import pytest
 from absl import flags
 
 from mafx.data.clips import puppet_clips
-from mafx.data.pipeline import Joint, Sampling, batches, draw_example, read_example
+from mafx.data.examples import ExampleOptions, Joint, batches, draw_example, read_example
 from mafx.densepose import FLIPPED, read_labels
 
-SAMPLING = Sampling(frames=3, stride=4, distance=10, size=(32, 32))
+OPTIONS = ExampleOptions(frames=3, stride=4, distance=10, size=(32, 32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,20 +29,20 @@ def numbers(example):
 
 def test_stride_distance_and_alignment(rng):
     for _ in range(50):
-        reference, video, motion = numbers(draw_example(Counter(), dataclasses.replace(SAMPLING, size=(8, 8)), rng))
+        reference, video, motion = numbers(draw_example(Counter(), dataclasses.replace(OPTIONS, size=(8, 8)), rng))
         assert (np.diff(video) == 4).all() and video[0] >= 0 and video[-1] < 40
         assert abs(reference - video[0]) >= 10
         np.testing.assert_array_equal(motion, video + 100)
 
 
 def test_the_first_frame_as_reference(rng):
-    sampling = dataclasses.replace(SAMPLING, size=(8, 8), reference="first")
-    assert {numbers(draw_example(Counter(), sampling, rng))[0] for _ in range(20)} == {0}
+    options = dataclasses.replace(OPTIONS, size=(8, 8), reference="first")
+    assert {numbers(draw_example(Counter(), options, rng))[0] for _ in range(20)} == {0}
 
 
 @pytest.mark.parametrize(("frames", "stride"), [(9, 4), (7, 3), (3, 1), (2, 1), (1, 1)])
 def test_short_clips_take_the_largest_stride_that_fits(rng, frames, stride):
-    _, video, _ = numbers(draw_example(Counter(frames), dataclasses.replace(SAMPLING, size=(8, 8)), rng))
+    _, video, _ = numbers(draw_example(Counter(frames), dataclasses.replace(OPTIONS, size=(8, 8)), rng))
     if frames >= 3:
         assert (np.diff(video) == stride).all()
     assert video.max() < frames and len(video) == 3
@@ -50,7 +50,7 @@ def test_short_clips_take_the_largest_stride_that_fits(rng, frames, stride):
 
 def test_flip_mirrors_pictures_and_swaps_sides():
     clip = puppet_clips("train", 1, (32, 32))[0]
-    plain, flipped = (read_example(clip, 0, np.array([5, 9]), SAMPLING, flip=flip) for flip in (False, True))
+    plain, flipped = (read_example(clip, 0, np.array([5, 9]), OPTIONS, flip=flip) for flip in (False, True))
     np.testing.assert_array_equal(flipped["video"], plain["video"][:, :, ::-1])
     np.testing.assert_array_equal(flipped["reference"], plain["reference"][:, ::-1])
     np.testing.assert_array_equal(read_labels(flipped["motion"])[0], FLIPPED[read_labels(plain["motion"])[0][:, :, ::-1]])
@@ -68,36 +68,36 @@ def assert_equal(a, b):
 
 def test_same_seed_same_batches_for_any_number_of_processes():
     clips = puppet_clips("train", 20, (32, 32))
-    whole = take(batches(clips, SAMPLING, 4, seed=3))
+    whole = take(batches(clips, OPTIONS, 4, seed=3))
     assert whole[0]["video"].shape == (4, 3, 32, 32, 3)
-    halves = [take(batches(clips, SAMPLING, 4, seed=3, process=i, processes=2)) for i in range(2)]
+    halves = [take(batches(clips, OPTIONS, 4, seed=3, process=i, processes=2)) for i in range(2)]
     joined = [{name: np.concatenate([a[name], b[name]]) for name in a} for a, b in zip(*halves, strict=True)]
     assert_equal(joined, whole)
-    assert np.abs(take(batches(clips, SAMPLING, 4, seed=4))[0]["video"].astype(int) - whole[0]["video"]).max() > 0
+    assert np.abs(take(batches(clips, OPTIONS, 4, seed=4))[0]["video"].astype(int) - whole[0]["video"]).max() > 0
     with pytest.raises(ValueError, match="divides over 3 processes"):
-        batches(clips, SAMPLING, 4, seed=3, processes=3)
+        batches(clips, OPTIONS, 4, seed=3, processes=3)
 
 
 def test_any_position_can_be_taken_up():
     clips = puppet_clips("train", 5, (32, 32))
-    whole = take(batches(clips, SAMPLING, 2, seed=0), 6)  # beyond the first round of five clips
-    assert_equal(take(batches(clips, SAMPLING, 2, seed=0, start=6)), whole[3:])
+    whole = take(batches(clips, OPTIONS, 2, seed=0), 6)  # beyond the first round of five clips
+    assert_equal(take(batches(clips, OPTIONS, 2, seed=0, start=6)), whole[3:])
 
 
 def test_workers_do_not_change_the_batches():
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers are started with this process' flags
     clips = puppet_clips("train", 6, (32, 32))
-    iterator = batches(clips, SAMPLING, 2, seed=0, workers=2)
-    assert_equal(take(iterator, 4), take(batches(clips, SAMPLING, 2, seed=0), 4))
+    iterator = batches(clips, OPTIONS, 2, seed=0, workers=2)
+    assert_equal(take(iterator, 4), take(batches(clips, OPTIONS, 2, seed=0), 4))
     iterator.close()
 
 
 def test_joint_training_mixes_kinds_of_batches():
     images = [Counter(1, f"image{i}") for i in range(5)]
-    sampling = dataclasses.replace(SAMPLING, size=(8, 8), distance=0)
+    options = dataclasses.replace(OPTIONS, size=(8, 8), distance=0)
     joint = Joint(images=0.3, frames=0.3)
-    found = take(batches([Counter()], sampling, 2, seed=0, images=images, joint=joint), 200)
+    found = take(batches([Counter()], options, 2, seed=0, images=images, joint=joint), 200)
     kinds = [("image" if key.startswith("image") else "clip", x["video"].shape[1]) for x in found for key in x["key"]]
     assert {("image", 1), ("clip", 1), ("clip", 3)} == set(kinds)
     for kind, share in ((("image", 1), 0.3), (("clip", 1), 0.3), (("clip", 3), 0.4)):
@@ -113,10 +113,10 @@ def test_crops_are_shared_by_an_example(rng):
             picture = np.broadcast_to(np.arange(40, dtype=np.uint8)[None, None, :, None], (len(indices), 8, 40, 3))
             return picture, picture
 
-    sampling = dataclasses.replace(SAMPLING, size=(8, 8), crop="random")
+    options = dataclasses.replace(OPTIONS, size=(8, 8), crop="random")
     lefts = set()
     for _ in range(20):
-        example = draw_example(Gradient(), sampling, rng)
+        example = draw_example(Gradient(), options, rng)
         corners = {int(x) for x in (example["reference"][0, 0, 0], *example["video"][:, 0, 0, 0], *example["motion"][:, 0, 0, 0])}
         assert len(corners) == 1
         lefts |= corners

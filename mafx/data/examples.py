@@ -21,7 +21,7 @@ REFERENCES = ("random", "first")
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class ExampleOptions:
     """How an example is taken from a clip.
 
     Attributes:
@@ -52,27 +52,27 @@ class Joint:
     frames: float = 0.0
 
 
-def draw_example(clip: Clip, sampling: Sampling, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def draw_example(clip: Clip, options: ExampleOptions, rng: np.random.Generator) -> dict[str, np.ndarray]:
     """One example of a clip. A clip of one frame is its own reference."""
-    stride = max(1, min(sampling.stride, (clip.frames - 1) // max(1, sampling.frames - 1)))
-    span = (sampling.frames - 1) * stride
+    stride = max(1, min(options.stride, (clip.frames - 1) // max(1, options.frames - 1)))
+    span = (options.frames - 1) * stride
     start = int(rng.integers(0, max(1, clip.frames - span)))
-    target = np.minimum(start + stride * np.arange(sampling.frames), clip.frames - 1)
-    far = np.flatnonzero(np.abs(np.arange(clip.frames) - start) >= sampling.distance)
+    target = np.minimum(start + stride * np.arange(options.frames), clip.frames - 1)
+    far = np.flatnonzero(np.abs(np.arange(clip.frames) - start) >= options.distance)
     reference = int(rng.choice(far)) if len(far) else int(rng.integers(clip.frames))
-    reference = 0 if sampling.reference == "first" else reference
-    flip = sampling.flip and bool(rng.random() < 0.5)
-    return read_example(clip, reference, target, sampling, flip, tuple(rng.random(2)) if sampling.crop == "random" else (0.5, 0.5))
+    reference = 0 if options.reference == "first" else reference
+    flip = options.flip and bool(rng.random() < 0.5)
+    return read_example(clip, reference, target, options, flip, tuple(rng.random(2)) if options.crop == "random" else (0.5, 0.5))
 
 
 def read_example(
-    clip: Clip, reference: int, target: np.ndarray, sampling: Sampling, flip: bool = False, at: tuple[float, float] = (0.5, 0.5)
+    clip: Clip, reference: int, target: np.ndarray, options: ExampleOptions, flip: bool = False, at: tuple[float, float] = (0.5, 0.5)
 ) -> dict[str, np.ndarray]:
     """The example with given frames; `at` is where the crop lies between top and bottom, left and right."""
     video, motion = clip.read(np.append(reference, target))
-    motion = np.stack([media.fit(frame, sampling.size, background=BACKGROUND, at=at) for frame in motion])
+    motion = np.stack([media.fit(frame, options.size, background=BACKGROUND, at=at) for frame in motion])
     if video.dtype == np.uint8:  # else they are latents
-        video = np.stack([media.fit(frame, sampling.size, at=at) for frame in video])
+        video = np.stack([media.fit(frame, options.size, at=at) for frame in video])
     if flip:
         video, motion = video[:, :, ::-1], draw_labels(FLIPPED[read_labels(motion[:, :, ::-1])[0]])
     key = f"{clip.name}, reference {reference}, frames {target[0]} to {target[-1]}{', flipped' * flip}"
@@ -88,7 +88,7 @@ class Examples:
 
     clips: Sequence[Clip]
     images: Sequence[Clip]
-    sampling: Sampling
+    options: ExampleOptions
     joint: Joint
     batch: int
     seed: int
@@ -103,12 +103,12 @@ class Examples:
         share = self.batch // self.processes
         number = self.start + i // share * self.batch + self.process * share + i % share
         kind, rng = np.random.default_rng([self.seed, 0, number // self.batch]).random(), np.random.default_rng([self.seed, 1, number])
-        single = dataclasses.replace(self.sampling, frames=1)
+        single = dataclasses.replace(self.options, frames=1)
         if kind < self.joint.images:
             return draw_example(self.images[int(rng.integers(len(self.images)))], single, rng)
         epoch, place = divmod(number, len(self.clips))
         clip = self.clips[_shuffled(len(self.clips), self.seed, epoch)[place]]
-        return draw_example(clip, single if kind < self.joint.images + self.joint.frames else self.sampling, rng)
+        return draw_example(clip, single if kind < self.joint.images + self.joint.frames else self.options, rng)
 
 
 @functools.lru_cache(maxsize=2)
@@ -118,7 +118,7 @@ def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def batches(
     clips: Sequence[Clip],
-    sampling: Sampling,
+    options: ExampleOptions,
     batch: int,
     seed: int,
     *,
@@ -135,7 +135,7 @@ def batches(
     """
     if batch % processes:
         raise ValueError(f"expected a batch that divides over {processes} processes, found {batch}")
-    examples = Examples(clips, images, sampling, joint, batch, seed, start, process, processes)
+    examples = Examples(clips, images, options, joint, batch, seed, start, process, processes)
     dataset = grain.MapDataset.source(examples).batch(batch // processes)
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
     return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(workers)) if workers else dataset)
