@@ -49,48 +49,100 @@ from mafx.training.loop import load_workdir, model_sizes, read_config
 DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("pretrained", None, "folder of published weights; without it, the model in the box, which knows puppets only")
+flags.DEFINE_string(
+    "pretrained", None, "folder of published weights; without it, the model in the box, which knows puppets only"
+)
 flags.DEFINE_string("workdir", None, "folder of a training run, instead of --pretrained")
 flags.DEFINE_string("checkpoint", "latest", "of --workdir: a step, latest, or best (by the scores of held-out clips)")
-flags.DEFINE_enum("split", None, ["train", "test"], "animate and measure these clips of --workdir's data; results go to --out, or DIR/evaluation")
+flags.DEFINE_enum(
+    "split",
+    None,
+    ["train", "test"],
+    "animate and measure these clips of --workdir's data; results go to --out, or DIR/evaluation",
+)
 flags.DEFINE_integer("clips", None, "with --split: only the first so many", lower_bound=1)
 flags.DEFINE_string(
-    "metric_networks", None, "with --split: folder of the networks that LPIPS, FID, FID-VID and FVD need, see mafx/evaluation/features.py"
+    "metric_networks",
+    None,
+    "with --split: folder of the networks that LPIPS, FID, FID-VID and FVD need, see mafx/evaluation/features.py",
 )
-flags.DEFINE_string("against", None, "with --split: another evaluation of the same clips, to be compared with clip by clip")
+flags.DEFINE_string(
+    "against", None, "with --split: another evaluation of the same clips, to be compared with clip by clip"
+)
 flags.DEFINE_string("reference", None, "picture of the person; without it, a puppet")
 flags.DEFINE_string("motion", None, "DensePose video, or a folder of frames; without it, a puppet's motion")
-flags.DEFINE_list("out", ["animation.mp4", "animation.gif"], "what to write: .mp4, .gif, .webp, or a folder of PNGs where there is no extension")
-flags.DEFINE_integer("zoom", None, "enlarge what is written so many times; by default small videos to 256 pixels", lower_bound=1)
+flags.DEFINE_list(
+    "out",
+    ["animation.mp4", "animation.gif"],
+    "what to write: .mp4, .gif, .webp, or a folder of PNGs where there is no extension",
+)
+flags.DEFINE_integer(
+    "zoom", None, "enlarge what is written so many times; by default small videos to 256 pixels", lower_bound=1
+)
 flags.DEFINE_bool("overwrite", False, "replace what is at --out")
 flags.DEFINE_string(
-    "size", None, "of the video in pixels: one number for a square, or HxW; divisible by 8; by default 512, or what the model was trained at"
+    "size",
+    None,
+    "of the video in pixels: one number for a square, or HxW; divisible by 8; by default 512, or what the model was trained at",
 )
-flags.DEFINE_enum("fit", "crop", media.FITS, "how pictures of another shape are brought to the size: crop and pad keep the aspect")
+flags.DEFINE_enum(
+    "fit", "crop", media.FITS, "how pictures of another shape are brought to the size: crop and pad keep the aspect"
+)
 flags.DEFINE_integer("frames", None, "animate only the first so many frames of the motion", lower_bound=1)
 flags.DEFINE_integer("stride", 1, "take every so many-th frame of the motion", lower_bound=1)
 flags.DEFINE_integer("steps", None, "of the sampler, by default 25, or 1 for the model in the box", lower_bound=1)
-flags.DEFINE_float("guidance", None, "scale of guidance by the reference, by default 7.5, or --workdir's; 1 and below halves the work", lower_bound=0)
-flags.DEFINE_list("guidance_interval", ["0", "1000"], "diffusion times, from and to below, of the steps that are guided; the others cost half")
-flags.DEFINE_integer("reuse", 1, "so many steps in a row share what lies below the networks' first level; faster and less exact", lower_bound=1)
+flags.DEFINE_float(
+    "guidance",
+    None,
+    "scale of guidance by the reference, by default 7.5, or --workdir's; 1 and below halves the work",
+    lower_bound=0,
+)
+flags.DEFINE_list(
+    "guidance_interval",
+    ["0", "1000"],
+    "diffusion times, from and to below, of the steps that are guided; the others cost half",
+)
+flags.DEFINE_integer(
+    "reuse",
+    1,
+    "so many steps in a row share what lies below the networks' first level; faster and less exact",
+    lower_bound=1,
+)
 flags.DEFINE_float("control_scale", 1.0, "factor on the influence of the motion")
 flags.DEFINE_integer("seed", 0, "of the starting noise, and which puppet stands in", lower_bound=0)
 flags.DEFINE_enum("sampler", "ddim", SAMPLERS, "of the diffusion")
 flags.DEFINE_float("eta", 0.0, "fresh noise of the ddim sampler, 0 to 1", lower_bound=0, upper_bound=1)
 flags.DEFINE_string("prompt", "", "text of the conditional half")
 flags.DEFINE_string("negative_prompt", "", "text of the unconditional half")
-flags.DEFINE_enum("dtype", None, sorted(DTYPES), "the networks compute in; bfloat16, or float32 on a CPU, where 16 bits gain no speed")
+flags.DEFINE_enum(
+    "dtype", None, sorted(DTYPES), "the networks compute in; bfloat16, or float32 on a CPU, where 16 bits gain no speed"
+)
 flags.DEFINE_integer("window", 16, "frames that go through the networks together", lower_bound=1)
 flags.DEFINE_integer("overlap", 4, "frames that neighbouring windows share", lower_bound=0)
-flags.DEFINE_integer("windows_at_once", 1, "windows of a long video that go through the networks together, on each device", lower_bound=1)
-flags.DEFINE_string("cache", "~/.cache/mafx", "folder of compiled programs, so that only the first start compiles; empty: none")
-flags.DEFINE_bool("compile_only", False, "compile what the other flags ask for, for the next start; neither weights nor pictures are needed")
-flags.DEFINE_bool("shared_noise", True, "every window starts from the same noise (as published), or every frame from its own")
+flags.DEFINE_integer(
+    "windows_at_once", 1, "windows of a long video that go through the networks together, on each device", lower_bound=1
+)
+flags.DEFINE_string(
+    "cache", "~/.cache/mafx", "folder of compiled programs, so that only the first start compiles; empty: none"
+)
+flags.DEFINE_bool(
+    "compile_only",
+    False,
+    "compile what the other flags ask for, for the next start; neither weights nor pictures are needed",
+)
+flags.DEFINE_bool(
+    "shared_noise", True, "every window starts from the same noise (as published), or every frame from its own"
+)
 flags.DEFINE_enum("plan", "closed", PLANS, "windows that wrap around the end of the video (as published), or do not")
 flags.DEFINE_enum("weights", "uniform", FUSION_WEIGHTS, "of overlapping windows")
 flags.DEFINE_enum("fusion", None, FUSIONS, "blocks the reference is mixed into; as the model was trained if not given")
 flags.DEFINE_bool("grid", False, "write reference | motion | result side by side")
-flags.DEFINE_enum("motion_check", "warn", ["warn", "error", "off"], "when the motion's colours are not DensePose's: say so, stop, or do not look")
+flags.DEFINE_enum(
+    "motion_check",
+    "warn",
+    ["warn", "error", "off"],
+    "when the motion's colours are not DensePose's: say so, stop, or do not look",
+)
 
 log = logging.getLogger("mafx")
 
@@ -152,7 +204,12 @@ def animate_one() -> None:
         media.write_video(out, media.enlarge(shown, zoom), fps)
     repeat = {
         "command": shlex.join(["python", *sys.argv]),
-        "inputs": {"pretrained": FLAGS.pretrained, "workdir": FLAGS.workdir, "reference": FLAGS.reference, "motion": FLAGS.motion},
+        "inputs": {
+            "pretrained": FLAGS.pretrained,
+            "workdir": FLAGS.workdir,
+            "reference": FLAGS.reference,
+            "motion": FLAGS.motion,
+        },
         "motion": {"frames": len(motion), "stride": FLAGS.stride, "fps": float(fps)},
         "size": size,
         "fit": FLAGS.fit,
@@ -164,7 +221,15 @@ def animate_one() -> None:
     }
     record.write_text(json.dumps(repeat, indent=2) + "\n")
     names = " and ".join(map(str, outs))
-    log.info("Wrote %s: %d frames of %dx%d at %g per second, in %.0f s. How to repeat it: %s", names, len(video), *size, float(fps), seconds, record)
+    log.info(
+        "Wrote %s: %d frames of %dx%d at %g per second, in %.0f s. How to repeat it: %s",
+        names,
+        len(video),
+        *size,
+        float(fps),
+        seconds,
+        record,
+    )
 
 
 def evaluate_split() -> None:
@@ -181,13 +246,17 @@ def evaluate_split() -> None:
     found = evaluate(load_model(), clips, out, options, FLAGS.frames, {"step": step}, chosen_settings(), networks)
     log.info("Step %d, %d clips: mean and 95 %% interval over clips\n\n%s", step, len(clips), table(found["mean"]))
     if FLAGS.against:
-        log.info("Against %s, clip by clip\n\n%s", FLAGS.against, table(compare(found, read_metrics(Path(FLAGS.against)))))
+        log.info(
+            "Against %s, clip by clip\n\n%s", FLAGS.against, table(compare(found, read_metrics(Path(FLAGS.against))))
+        )
 
 
 def compile_only() -> None:
     """Of the weights of --pretrained only the config files are read."""
     start, config = time.perf_counter(), trained_with()
-    sizes, schedule = (model_sizes(config), Schedule(**config.schedule)) if config else read_configs(Path(FLAGS.pretrained))
+    sizes, schedule = (
+        (model_sizes(config), Schedule(**config.schedule)) if config else read_configs(Path(FLAGS.pretrained))
+    )
     model = abstract_model(sizes, chosen_dtype(), schedule)
     programs = mafx.compile_ahead(model, chosen_size(), FLAGS.frames or 16, local_mesh(), **chosen_settings())
     log.info("Compiled %d programs in %.0f s.", sum(map(len, programs.values())), time.perf_counter() - start)

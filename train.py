@@ -18,7 +18,9 @@ from mafx.errors import InputError, memory_advice
 from mafx.processes import join_processes
 from mafx.training.loop import train
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "config file, with an argument for its stage behind a colon", lock_config=True)
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "config file, with an argument for its stage behind a colon", lock_config=True
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and videos")
 flags.mark_flags_as_required(["config", "workdir"])
 
@@ -31,7 +33,9 @@ def main(_: list[str]) -> None:
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     join_processes()
     try:
-        with memory_advice("take a smaller --config.batch with more --config.accumulate, --config.remat blocks, or more --config.mesh.fsdp"):
+        with memory_advice(
+            "take a smaller --config.batch with more --config.accumulate, --config.remat blocks, or more --config.mesh.fsdp"
+        ):
             train(config, Path(WORKDIR.value))
     except (InputError, FloatingPointError) as error:
         print(f"train.py: {error}", file=sys.stderr)

@@ -42,21 +42,34 @@ LONG = 64
 ABLATIONS = {
     "full": Ablation(trains=STAGES),
     "no_temporal": Ablation("temporal attention takes flicker away", "flicker_unseen", trains=("appearance",)),
-    "embedding": Ablation("a global embedding loses what an appearance encoder keeps", config={"networks.appearance": "embedding"}, trains=STAGES),
+    "embedding": Ablation(
+        "a global embedding loses what an appearance encoder keeps",
+        config={"networks.appearance": "embedding"},
+        trains=STAGES,
+    ),
     "fusion_full": Ablation(
         "features in the middle and up blocks are enough (ours: the paper does not test it)",
         better="neither",
         config={"networks.fusion": "full"},
         trains=STAGES,
     ),
-    "no_joint": Ablation("single frames in training keep each frame good", config={"joint.frames": 0.0}, trains=("temporal",)),
+    "no_joint": Ablation(
+        "single frames in training keep each frame good", config={"joint.frames": 0.0}, trains=("temporal",)
+    ),
     "sticks": Ablation("dense renders say more than keypoints", config={"networks.renders": "sticks"}, trains=STAGES),
     "full_long": Ablation(frames=LONG),
     "own_noise": Ablation(
-        "windows that start from the same noise fit together", "difference_error_at_borders", flags=("--noshared_noise",), frames=LONG
+        "windows that start from the same noise fit together",
+        "difference_error_at_borders",
+        flags=("--noshared_noise",),
+        frames=LONG,
     ),
-    "no_overlap": Ablation("windows that overlap fit together", "difference_error_at_borders", flags=("--overlap", "0"), frames=LONG),
-    "guidance_2": Ablation("guidance by the reference brings its likeness closer", better="changed", flags=("--guidance", "2")),
+    "no_overlap": Ablation(
+        "windows that overlap fit together", "difference_error_at_borders", flags=("--overlap", "0"), frames=LONG
+    ),
+    "guidance_2": Ablation(
+        "guidance by the reference brings its likeness closer", better="changed", flags=("--guidance", "2")
+    ),
     "guidance_4": Ablation("so does more of it", better="changed", flags=("--guidance", "4")),
 }
 
@@ -66,7 +79,9 @@ def get_config(which: str = "full:appearance") -> ml_collections.ConfigDict:
     name, _, stage = which.partition(":")
     if name not in ABLATIONS:
         known = ", ".join(ABLATIONS)
-        raise InputError(f"ablation {name!r} is unknown, expected one of {known}; give it and a stage behind the file, as in FILE:full:temporal")
+        raise InputError(
+            f"ablation {name!r} is unknown, expected one of {known}; give it and a stage behind the file, as in FILE:full:temporal"
+        )
     config = puppets.get_config(stage)
     config.steps = {"appearance": 1200, "temporal": 200}[stage]
     config.save_every, config.show_every, config.show_clips = 400, config.steps, 2

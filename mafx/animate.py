@@ -100,10 +100,22 @@ def animate(
 
     Raises: InputError for arguments that do not fit; nothing has been computed then.
     """
-    return _animate(model, reference, motion, Settings(**settings), mesh, lambda program, *args: program(*args), noise, progress, callback)
+    return _animate(
+        model,
+        reference,
+        motion,
+        Settings(**settings),
+        mesh,
+        lambda program, *args: program(*args),
+        noise,
+        progress,
+        callback,
+    )
 
 
-def compile_ahead(model: Model, size: Size, frames: int = 16, mesh: Mesh | None = None, **settings) -> dict[str, list[jax.stages.Compiled]]:
+def compile_ahead(
+    model: Model, size: Size, frames: int = 16, mesh: Mesh | None = None, **settings
+) -> dict[str, list[jax.stages.Compiled]]:
     """Compile what `animate` runs for `frames` frames of `size` (rows, columns), for the cache of `mafx.compiling.keep_programs`.
 
     The parameters of `model` may be shapes. Returns programs by name. More frames take the same ones, up to the next power of two times the window.
@@ -120,18 +132,46 @@ def compile_ahead(model: Model, size: Size, frames: int = 16, mesh: Mesh | None 
     return {name: [program for (other, _), program in programs.items() if other == name] for name, _ in programs}
 
 
-def _animate(model: Model, reference, motion, settings: Settings, mesh: Mesh | None, call: Call, noise=None, progress=False, callback=None):
+def _animate(
+    model: Model,
+    reference,
+    motion,
+    settings: Settings,
+    mesh: Mesh | None,
+    call: Call,
+    noise=None,
+    progress=False,
+    callback=None,
+):
     """`call(program, *args)` runs a program, or compiles it and returns the shapes of its results."""
     reference, motion = _check_images(model, reference, motion)
     plan = _make_plan(model, len(motion), settings, mesh)
     h, w = (side // model.config.autoencoder.factor for side in reference.shape[:2])
     key = jax.random.key(settings.seed)
-    x = _starting_noise(key, noise, (settings.window if settings.shared_noise else plan.padded, h, w, model.config.unet.channels))
+    x = _starting_noise(
+        key, noise, (settings.window if settings.shared_noise else plan.padded, h, w, model.config.unet.channels)
+    )
     # float32 means float32, also where the hardware would rather round the factors of a matrix product
     with jax.default_matmul_precision("highest" if model.dtype == jnp.float32 else "default"):
-        params = model.params if plan.mesh is None else jax.device_put(model.params, NamedSharding(plan.mesh, PartitionSpec()))
-        inputs, reference_latents = _encode(dataclasses.replace(model, params=params), reference, motion, plan, settings, call, key)
-        x = _sample(params, jnp.resize(x, (plan.capacity, *x.shape[1:])), reference_latents, inputs, plan, settings, call, progress, callback)
+        params = (
+            model.params
+            if plan.mesh is None
+            else jax.device_put(model.params, NamedSharding(plan.mesh, PartitionSpec()))
+        )
+        inputs, reference_latents = _encode(
+            dataclasses.replace(model, params=params), reference, motion, plan, settings, call, key
+        )
+        x = _sample(
+            params,
+            jnp.resize(x, (plan.capacity, *x.shape[1:])),
+            reference_latents,
+            inputs,
+            plan,
+            settings,
+            call,
+            progress,
+            callback,
+        )
         video = _decode(params, x, plan, call, progress)
     if isinstance(x, jax.Array):
         return Animation(video, np.asarray(x[: plan.frames]), window_borders(plan.windows)[: plan.frames - 1])
@@ -178,15 +218,22 @@ def _make_plan(model: Model, frames: int, s: Settings, mesh: Mesh | None) -> _Pl
     mesh = mesh if len(windows) > 1 else None
     devices = 1 if mesh is None else mesh.size
     at_once = devices * min(s.windows_at_once, -(-most // devices))
-    kind = StepKind(networks, model.schedule.prediction, s.guidance_scale > 1, bool(s.eta), keep_deep=s.reuse > 1, mesh=mesh)
-    return _Plan(frames, padded, capacity, windows, _turns(windows, weights, at_once, most), table, _kinds(kind, table.times, s))
+    kind = StepKind(
+        networks, model.schedule.prediction, s.guidance_scale > 1, bool(s.eta), keep_deep=s.reuse > 1, mesh=mesh
+    )
+    return _Plan(
+        frames, padded, capacity, windows, _turns(windows, weights, at_once, most), table, _kinds(kind, table.times, s)
+    )
 
 
 def _kinds(plain: StepKind, times: np.ndarray, s: Settings) -> list[StepKind]:
     """Of every step: guided or not, whole or shallow."""
     low, high = s.guidance_interval
     guided = [plain.guided and low <= time < high for time in times]
-    since, kinds = 0, []  # the last step that computed everything: the first, every so many-th, and where guidance begins or ends
+    since, kinds = (
+        0,
+        [],
+    )  # the last step that computed everything: the first, every so many-th, and where guidance begins or ends
     for i, now in enumerate(guided):
         since = i if i - since >= s.reuse or now != guided[i - 1] else since
         kinds.append(dataclasses.replace(plain, guided=now, shallow=i > since))
@@ -210,11 +257,21 @@ def _encode(
     negative = run("encode_text", model.tokenizer(s.negative_prompt)[None]) if s.negative_prompt != s.prompt else None
     reference_latents = run("encode_image", jnp.asarray(reference[None] / 127.5 - 1, model.dtype))
     motion = np.concatenate([motion, np.repeat(motion[-1:], plan.capacity - plan.frames, axis=0)])
-    return Inputs(motion, text, negative, np.float32(s.guidance_scale), np.float32(s.control_scale), key), reference_latents
+    return Inputs(
+        motion, text, negative, np.float32(s.guidance_scale), np.float32(s.control_scale), key
+    ), reference_latents
 
 
 def _sample(
-    params, x, reference_latents, inputs: Inputs, plan: _Plan, s: Settings, call: Call, progress: bool, callback: Callable | None
+    params,
+    x,
+    reference_latents,
+    inputs: Inputs,
+    plan: _Plan,
+    s: Settings,
+    call: Call,
+    progress: bool,
+    callback: Callable | None,
 ) -> jax.Array:
     """Noise `f h w c` -> latents. A call takes all steps of a kind whose banks are there, or one where somebody looks on."""
     state, unseen = SamplerState(x, jnp.zeros_like(x)), []
@@ -240,7 +297,9 @@ def _sample(
 
 def _runs(kinds: list[StepKind], start: int, stop: int, singly: bool) -> Iterator[tuple[StepKind, int, int]]:
     """The steps from `start` to before `stop`, where there are so many, in runs of one kind: the kind, the first, and the one behind the last."""
-    for (kind, _), run in itertools.groupby(range(start, min(stop, len(kinds))), lambda i: (kinds[i], i if singly else None)):
+    for (kind, _), run in itertools.groupby(
+        range(start, min(stop, len(kinds))), lambda i: (kinds[i], i if singly else None)
+    ):
         first, *others = run
         yield kind, first, first + len(others) + 1
 
@@ -250,7 +309,16 @@ def _decode(params, x: jax.Array, plan: _Plan, call: Call, progress: bool) -> np
     size = 1 if plan.mesh is None else plan.mesh.size
     chunks, waiting, video = range(0, plan.frames, size), [], []
     for i in tqdm(chunks, disable=not progress, desc="decoding", unit="frame", unit_scale=size):
-        waiting.append(call(sampling.decode, plan.networks, plan.mesh, params, x, np.minimum(i + np.arange(size, dtype=np.int32), plan.frames - 1)))
+        waiting.append(
+            call(
+                sampling.decode,
+                plan.networks,
+                plan.mesh,
+                params,
+                x,
+                np.minimum(i + np.arange(size, dtype=np.int32), plan.frames - 1),
+            )
+        )
         if not isinstance(x, jax.Array):
             return
         while len(waiting) > (0 if i == chunks[-1] else 1):
@@ -269,7 +337,9 @@ def _check_images(model: Model, reference: np.ndarray, motion: np.ndarray) -> tu
     if any(side % factor for side in reference.shape[:2]):
         H, W = reference.shape[:2]
         near = "x".join(str(max(factor, round(side / factor) * factor)) for side in (H, W))
-        raise InputError(f"expected a reference whose sides are divisible by {factor}, found {H}x{W}; the nearest such size is {near}")
+        raise InputError(
+            f"expected a reference whose sides are divisible by {factor}, found {H}x{W}; the nearest such size is {near}"
+        )
     return reference, np.stack([resize(frame, reference.shape[:2]) for frame in motion])
 
 
@@ -277,5 +347,7 @@ def _starting_noise(key: jax.Array, noise: np.ndarray | None, shape: tuple[int, 
     if noise is None:
         return jax.random.normal(key, shape)
     if np.shape(noise) != shape:
-        raise InputError(f"expected noise of the shape {list(shape)} (window, rows, columns, channels), found {list(np.shape(noise))}")
+        raise InputError(
+            f"expected noise of the shape {list(shape)} (window, rows, columns, channels), found {list(np.shape(noise))}"
+        )
     return jnp.asarray(noise, jnp.float32)

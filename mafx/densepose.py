@@ -39,7 +39,9 @@ def draw_labels(labels: np.ndarray) -> np.ndarray:
 def read_labels(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Colours `... 3`, uint8 -> the nearest label of each pixel and its distance, the largest difference of a channel."""
     packed = colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    found, where = np.unique(packed, return_inverse=True)  # renders have few colours: ten times as fast as to look at every pixel
+    found, where = np.unique(
+        packed, return_inverse=True
+    )  # renders have few colours: ten times as fast as to look at every pixel
     found = (found[:, None] >> np.array([16, 8, 0])).astype(np.uint8)
     distance = np.abs(found[:, None].astype(np.int16) - PALETTE.astype(np.int16)).max(-1)
     return distance.argmin(-1)[where], distance.min(-1)[where]
@@ -85,4 +87,6 @@ def _complaint(pixels: np.ndarray, fits: np.ndarray, person: np.ndarray) -> str 
     share = f"only {fits.mean():.0%} of its pixels have colours of the DensePose palette"
     if common > 0.85:
         return f"The motion video has few colours, but not these: {share}, as with another colour map or a visible background. {HOW_TO}"
-    return f"The motion video does not look like DensePose: {share}. A video of a person must be converted first. {HOW_TO}"
+    return (
+        f"The motion video does not look like DensePose: {share}. A video of a person must be converted first. {HOW_TO}"
+    )

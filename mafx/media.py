@@ -29,7 +29,12 @@ def read_image(path: str | Path) -> np.ndarray:
             return _to_rgb(image)
     except FileNotFoundError as error:
         raise InputError(f"there is no picture at {path}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: some broken PNGs
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        Image.DecompressionBombError,
+    ) as error:  # SyntaxError: some broken PNGs
         raise InputError(f"{path} is not a picture that can be read: {error}") from error
 
 
@@ -67,13 +72,17 @@ def read_video(path: str | Path, *, stride: int = 1, limit: int | None = None) -
     if not taken:
         raise InputError(f"{path} holds no frame")
     if len(sizes := {frame.shape for frame in taken}) > 1:
-        raise InputError(f"the frames of {path} differ in size: {', '.join(f'{h}x{w}' for h, w, _ in sorted(sizes))} (rows x columns)")
+        raise InputError(
+            f"the frames of {path} differ in size: {', '.join(f'{h}x{w}' for h, w, _ in sorted(sizes))} (rows x columns)"
+        )
     return np.stack(taken), fps / stride
 
 
 def _folder_frames(path: Path) -> Iterator[np.ndarray]:
     names = [p for p in path.iterdir() if p.suffix.lower() in PICTURES]
-    natural = sorted(names, key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)])
+    natural = sorted(
+        names, key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)]
+    )
     return (read_image(p) for p in natural)
 
 
@@ -155,7 +164,9 @@ def write_video(path: str | Path, frames: np.ndarray, fps: Fraction | float) -> 
 def check_writable(path: Path) -> None:
     """Raise InputError where write_video would fail for a reason one can know beforehand."""
     if path.suffix and path.suffix not in VIDEO_FORMATS:
-        raise InputError(f"cannot write {path}: expected the extension {', '.join(sorted(VIDEO_FORMATS))} or none for a folder of PNGs")
+        raise InputError(
+            f"cannot write {path}: expected the extension {', '.join(sorted(VIDEO_FORMATS))} or none for a folder of PNGs"
+        )
     if not path.absolute().parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     if path.suffix and path.is_dir():
@@ -185,11 +196,19 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: Fraction) -> None:
 
 def resize(image: np.ndarray, size: Size) -> np.ndarray:
     """Bicubic, as the published demo resizes both the picture and the motion."""
-    return image if image.shape[:2] == size else np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+    return (
+        image
+        if image.shape[:2] == size
+        else np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+    )
 
 
 def fit(
-    image: np.ndarray, size: Size, how: str = "crop", background: tuple[int, int, int] = (0, 0, 0), at: tuple[float, float] = (0.5, 0.5)
+    image: np.ndarray,
+    size: Size,
+    how: str = "crop",
+    background: tuple[int, int, int] = (0, 0, 0),
+    at: tuple[float, float] = (0.5, 0.5),
 ) -> np.ndarray:
     """Bring a picture to `size`: "crop" fills it and cuts what overhangs at the sides, "pad" keeps all and fills up, "stretch" distorts.
 

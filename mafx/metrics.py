@@ -62,7 +62,10 @@ def flicker(video: np.ndarray, labels: np.ndarray, shown: np.ndarray, least: int
     """
     jumps = []
     for part in np.setdiff1d(np.arange(1, PARTS), shown):
-        colours = [frame[seen].mean(0) if seen.sum() >= least else None for frame, seen in zip(video, labels == part, strict=True)]
+        colours = [
+            frame[seen].mean(0) if seen.sum() >= least else None
+            for frame, seen in zip(video, labels == part, strict=True)
+        ]
         jumps += [y - x for x, y in itertools.pairwise(colours) if x is not None and y is not None]
     return float(np.sqrt(np.mean(np.square(jumps)))) / 255 if jumps else np.nan
 

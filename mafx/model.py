@@ -1,6 +1,7 @@
-"""A model: the networks' sizes and parameters together with what it takes to use them."""
+"""A model: the networks' sizes and parameters, together with what it takes to use them."""
 
 import dataclasses
+import zlib
 
 import flax
 import jax
@@ -12,22 +13,28 @@ from mafx.models.animator import SIZES, Animator, AnimatorConfig, parameter_shap
 from mafx.models.temporal import frame_sinusoid
 from mafx.models.text import Tokenizer
 
+RANDOM_NUMBERS = 2**22  # drawn once for all tensors of a random model: drawing billions would take minutes
 
-@dataclasses.dataclass
+
+@dataclasses.dataclass(repr=False)
 class Model:
     """What is loaded, animated and saved.
 
     Attributes:
-      config: sizes of the networks.
-      params: nested dict of arrays, one leaf per published tensor, all of one dtype, in which the networks compute.
-      tokenizer: text to ids.
-      schedule: the noise schedule it was trained on.
+      config: Sizes of the networks.
+      params: Nested dict of arrays, one leaf per published tensor. All have one dtype, in which the networks compute.
+      tokenizer: Turns text into ids.
+      schedule: The noise schedule that the model was trained on.
+      size: Rows and columns in pixels that the model was trained at.
+      source: Where the model came from, for people to read.
     """
 
     config: AnimatorConfig
     params: dict
     tokenizer: Tokenizer = Tokenizer()
     schedule: Schedule = Schedule()
+    size: tuple[int, int] = (512, 512)
+    source: str = "memory"
 
     @property
     def networks(self) -> Animator:
@@ -37,27 +44,43 @@ class Model:
     def dtype(self) -> jnp.dtype:
         return jax.tree.leaves(self.params)[0].dtype
 
+    def __repr__(self) -> str:
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        name = next((name for name, config in SIZES.items() if config == self.config), "own sizes")
+        H, W = self.size
+        return f"Model({name}, {count:,} parameters, {self.dtype}, trained at {H}x{W}, from {self.source})"
+
 
 def abstract_model(config: AnimatorConfig, dtype: jnp.dtype | str, schedule: Schedule | None = None) -> Model:
-    """A model of shapes instead of parameters: enough to compile for."""
+    """A model whose parameters are `jax.ShapeDtypeStruct`s: enough to compile for."""
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), parameter_shapes(config))
-    return Model(config, params, Tokenizer.without_vocabulary(config.text.vocabulary, config.text.positions), schedule or Schedule())
+    tokenizer = Tokenizer.without_vocabulary(config.text.vocabulary, config.text.positions)
+    return Model(config, params, tokenizer, schedule or Schedule(), source="shapes")
 
 
-def random_model(size: str | AnimatorConfig, seed: int = 0, dtype: jnp.dtype = jnp.float32) -> Model:
-    """A model whose every path matters: all tensors random, also those that training starts at zero. For tests and measurements, not for training.
+def random_model(size: str | AnimatorConfig, seed: int = 0, dtype: jnp.dtype | str = jnp.float32) -> Model:
+    """A model of random tensors, also where training starts from zero: every path matters.
 
-    Kernels are normal with standard deviation 1/sqrt(fan-in), norms near the identity, so that activations stay in range at any depth.
+    Kernels are normal with standard deviation 1/sqrt(fan-in) and norms are near the identity, so that activations stay
+    in range at any depth. This model is for tests and measurements, not for training.
+
+    Args:
+      size: A key of `mafx.models.animator.SIZES`, or sizes.
+      seed: Of the random numbers.
+      dtype: Of the parameters.
     """
     config = SIZES[size] if isinstance(size, str) else size
-    rng = np.random.default_rng(seed)
+    block = np.tile(np.random.default_rng(seed).standard_normal(RANDOM_NUMBERS, np.float32), 2)
 
     def draw(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         if path[-1] == "pe":
             return jnp.asarray(frame_sinusoid(*leaf.shape), dtype)
-        values = rng.standard_normal(leaf.shape, np.float32)
-        values *= np.float32(np.prod(leaf.shape[:-1]) ** -0.5 if path[-1] == "kernel" else 0.1)
+        start = zlib.crc32("/".join(path).encode()) % RANDOM_NUMBERS  # each tensor begins elsewhere in the block
+        values = np.resize(block[start : start + RANDOM_NUMBERS], leaf.shape)
+        values = values * np.float32(np.prod(leaf.shape[:-1]) ** -0.5 if path[-1] == "kernel" else 0.1)
         return jnp.asarray(values + np.float32(path[-1] == "scale"), dtype)
 
     shapes = flax.traverse_util.flatten_dict(parameter_shapes(config))
-    return Model(config, flax.traverse_util.unflatten_dict({path: draw(path, leaf) for path, leaf in shapes.items()}))
+    params = flax.traverse_util.unflatten_dict({path: draw(path, leaf) for path, leaf in shapes.items()})
+    tokenizer = Tokenizer.without_vocabulary(config.text.vocabulary, config.text.positions)
+    return Model(config, params, tokenizer, source=f"random numbers, seed {seed}")

@@ -109,7 +109,11 @@ def run_steps(
     """Steps `first` to before `last` of a table (see `diffusion.samplers`), whose banks stand in the same order. Returns the state behind them, and a
     number to wait for: the state itself may have been given to the next steps by then."""
     if kind.keep_deep and not kind.shallow:  # filled by the first step
-        of_turn = jax.eval_shape(lambda: _predict(kind, params, state.x, None, inputs, turns.indices[0], 0, jax.tree.map(lambda y: y[0], bank))[1])
+        of_turn = jax.eval_shape(
+            lambda: _predict(
+                kind, params, state.x, None, inputs, turns.indices[0], 0, jax.tree.map(lambda y: y[0], bank)
+            )[1]
+        )
         zeros = (jnp.zeros((len(turns.indices), *deep.shape), deep.dtype) for deep in of_turn)
         state = state._replace(deep=tuple(zeros))
 
@@ -127,14 +131,20 @@ def run_steps(
             return output.at[indices].add(turns.weights[j][..., None, None, None] * predicted), deep
 
         output, deep = jax.lax.fori_loop(0, turns.count, turn, (jnp.zeros_like(state.x), state.deep))
-        fresh = jax.random.normal(jax.random.fold_in(inputs.key, row["number"]), state.x.shape) if kind.fresh_noise else jnp.zeros_like(state.x)
+        fresh = (
+            jax.random.normal(jax.random.fold_in(inputs.key, row["number"]), state.x.shape)
+            if kind.fresh_noise
+            else jnp.zeros_like(state.x)
+        )
         return SamplerState(*sampler_step(row, state.x, output, state.clean, fresh, kind.prediction), deep)
 
     state = jax.lax.fori_loop(first, last, step, state)
     return state, state.x[0, 0, 0, 0]
 
 
-def _predict(kind: StepKind, params: dict, x: jax.Array, deep, inputs: Inputs, indices: jax.Array, time: jax.Array, bank: Bank):
+def _predict(
+    kind: StepKind, params: dict, x: jax.Array, deep, inputs: Inputs, indices: jax.Array, time: jax.Array, bank: Bank
+):
     """The guided prediction for the frames `p k` of a turn, float32 `p k h w c`; and what entered the last level, of each half."""
     call = functools.partial(kind.networks.apply, {"params": params})
     p = len(indices)
@@ -144,7 +154,9 @@ def _predict(kind: StepKind, params: dict, x: jax.Array, deep, inputs: Inputs, i
 
     noisy, motion = (_spread(kind.mesh, y[indices].astype(inputs.text.dtype)) for y in (x, inputs.motion))
     t, text, bank = jnp.full((p,), time), same(inputs.text), jax.tree.map(same, bank)
-    residuals = call(noisy, t, text, motion / jnp.asarray(255, motion.dtype), inputs.control_scale, kind.shallow, method="residuals")
+    residuals = call(
+        noisy, t, text, motion / jnp.asarray(255, motion.dtype), inputs.control_scale, kind.shallow, method="residuals"
+    )
     halves = [Half(text, bank)]
     if kind.guided:
         halves.insert(0, Half(text if inputs.negative is None else same(inputs.negative), {}))
@@ -155,4 +167,6 @@ def _predict(kind: StepKind, params: dict, x: jax.Array, deep, inputs: Inputs, i
 
 def _spread(mesh: Mesh | None, x: jax.Array) -> jax.Array:
     """The first axis over all devices of a mesh."""
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    return (
+        x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+    )

@@ -3,7 +3,11 @@
 import os
 
 # Machine code is compiled without optimisation: tests wait for the compiler, not for what it makes.
-FLAGS = "--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+)
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
 from pathlib import Path
@@ -82,7 +86,9 @@ class Parity:
         self.notes = notes
 
     def check(self, name: str, got, expected, limit: float, absolute: bool = False) -> None:
-        error = float(np.abs(np.asarray(got, np.float64) - expected).max()) if absolute else relative_error(got, expected)
+        error = (
+            float(np.abs(np.asarray(got, np.float64) - expected).max()) if absolute else relative_error(got, expected)
+        )
         self.notes.append(("parity", (name + (" (absolute)" if absolute else ""), error, limit)))
         assert error <= limit, f"{name}: error {error:.2e}, limit {limit:.0e}"
 
@@ -94,7 +100,13 @@ def parity(request):
 
 def pytest_terminal_summary(terminalreporter):
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
-    rows = [value for report in reports if report.when == "call" for kind, value in report.user_properties if kind == "parity"]
+    rows = [
+        value
+        for report in reports
+        if report.when == "call"
+        for kind, value in report.user_properties
+        if kind == "parity"
+    ]
     if not rows:
         return
     terminalreporter.section("error against the published code, relative L2 unless said otherwise")

@@ -28,13 +28,24 @@ from mafx.models.unet import UNetConfig
 
 # Two levels, one with attention; latents are half the image's size.
 MICRO = AnimatorConfig(
-    unet=UNetConfig(widths=(32, 32), attends=(True, False), layers=1, heads=2, groups=8, text_width=16, temporal=TemporalConfig(heads=2)),
+    unet=UNetConfig(
+        widths=(32, 32),
+        attends=(True, False),
+        layers=1,
+        heads=2,
+        groups=8,
+        text_width=16,
+        temporal=TemporalConfig(heads=2),
+    ),
     motion_widths=(8, 8),
     autoencoder=AutoencoderConfig(widths=(8, 8), layers=1, groups=4),
     text=TextConfig(width=16, hidden=32, layers=1, heads=2),
 )
 
-PARTS = (("^(unet|appearance|control)/.*(conv_in|conv_out|attn1|controlnet_)", True), (".*", False))  # of every network; more only compiles longer
+PARTS = (
+    ("^(unet|appearance|control)/.*(conv_in|conv_out|attn1|controlnet_)", True),
+    (".*", False),
+)  # of every network; more only compiles longer
 
 
 @dataclasses.dataclass(frozen=True)

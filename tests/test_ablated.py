@@ -47,7 +47,10 @@ def embedding():
 def test_the_embedding_is_dropped_like_features_are(embedding, rng):
     """An example without the reference answers as the unconditional half of guidance; one with it does not."""
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    assert not any("decoder" in "/".join(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(embedding.params["appearance"]))
+    assert not any(
+        "decoder" in "/".join(k.key for k in path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(embedding.params["appearance"])
+    )
     noisy, t, text, reference = draw(2, 1, 4, 4, 4), jnp.array([5, 9]), draw(2, 3, 16), draw(2, 4, 4, 4)
     apply = lambda method, *args: embedding.networks.apply({"params": embedding.params}, *args, method=method)  # noqa: E731
     bank = apply("bank", reference, t, text)
@@ -63,5 +66,7 @@ def test_the_embedding_is_dropped_like_features_are(embedding, rng):
 
 
 def test_the_published_layout_has_no_place_for_it(embedding, tmp_path):
-    with pytest.raises(InputError, match="expected a model with the appearance 'bank' and the renders 'densepose', found 'embedding'"):
+    with pytest.raises(
+        InputError, match="expected a model with the appearance 'bank' and the renders 'densepose', found 'embedding'"
+    ):
         save_pretrained(embedding, tmp_path / "out")

@@ -82,9 +82,18 @@ def test_compiled_ahead_is_all_that_runs(micro, clip, monkeypatch):
         shapes = jax.tree.map(lambda x: (np.shape(x), getattr(x, "dtype", x)), args)
         notes.add(f"{program.__name__} {shapes}")
 
-    monkeypatch.setattr(compiling.jit, "lower", lambda self, *args: (note(compiled, self, args), self._jitted.lower(*args))[1], raising=False)
-    monkeypatch.setattr(compiling.jit, "__call__", lambda self, *args: (note(called, self, args), self._jitted(*args))[1])
-    shapes = dataclasses.replace(micro, params=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), micro.params))
+    monkeypatch.setattr(
+        compiling.jit,
+        "lower",
+        lambda self, *args: (note(compiled, self, args), self._jitted.lower(*args))[1],
+        raising=False,
+    )
+    monkeypatch.setattr(
+        compiling.jit, "__call__", lambda self, *args: (note(called, self, args), self._jitted(*args))[1]
+    )
+    shapes = dataclasses.replace(
+        micro, params=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), micro.params)
+    )
     settings = {"steps": 2, "window": 4, "overlap": 1, "reuse": 2}
     assert mafx.compile_ahead(shapes, (16, 16), 6, **settings).keys() == set(PROGRAMS)
     run(micro, clip, **settings)
@@ -170,6 +179,13 @@ def test_bfloat16(micro, clip):
     ({"prompt": "a person"}, "no vocabulary"),
 ])  # fmt: skip
 def test_bad_arguments(micro, clip, change, message):
-    arguments = {"reference": clip.reference, "motion": clip.motion, "steps": 1, "window": 4, "overlap": 1, "progress": False} | change
+    arguments = {
+        "reference": clip.reference,
+        "motion": clip.motion,
+        "steps": 1,
+        "window": 4,
+        "overlap": 1,
+        "progress": False,
+    } | change
     with pytest.raises(InputError, match=message):
         mafx.animate(micro, **arguments)

@@ -22,7 +22,9 @@ def published_step(apply, x, t, text, negative, reference, motion):
 
 
 def our_step(apply, x, t, text, reference, motion):
-    return apply("predict_both", x, t, text, None, apply("bank", reference, t, text), apply("residuals", x, t, text, motion))
+    return apply(
+        "predict_both", x, t, text, None, apply("bank", reference, t, text), apply("residuals", x, t, text, motion)
+    )
 
 
 def bind(networks, params):
@@ -68,16 +70,31 @@ def test_full_fusion_mixes_the_reference_into_the_down_path_too(micro, inputs):
 
 def test_guided_step_costs_at_most_0_82_of_the_published_one():
     """At full size, 16 frames of 512x512, by the compiler's own count."""
-    config = dataclasses.replace(SIZES["sd15"], unet=dataclasses.replace(SIZES["sd15"].unet, attention_kernel="plain"))  # loops are counted once
+    config = dataclasses.replace(
+        SIZES["sd15"], unet=dataclasses.replace(SIZES["sd15"].unet, attention_kernel="plain")
+    )  # loops are counted once
     shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)  # noqa: E731
     f, h = 16, 64
-    inputs = shape(1, f, h, h, 4), shape(1, dtype=jnp.int32), shape(1, 77, 768), shape(1, h, h, 4), shape(1, f, 8 * h, 8 * h, 3)
+    inputs = (
+        shape(1, f, h, h, 4),
+        shape(1, dtype=jnp.int32),
+        shape(1, 77, 768),
+        shape(1, h, h, 4),
+        shape(1, f, 8 * h, 8 * h, 3),
+    )
     params = parameter_shapes(config)
 
     def tera_flops(step):
-        return jax.jit(lambda params, *args: step(bind(Animator(config), params), *args)).lower(params, *inputs).cost_analysis()["flops"] / 1e12
+        return (
+            jax.jit(lambda params, *args: step(bind(Animator(config), params), *args))
+            .lower(params, *inputs)
+            .cost_analysis()["flops"]
+            / 1e12
+        )
 
     ours = tera_flops(our_step)
     published = tera_flops(lambda apply, x, t, text, *rest: published_step(apply, x, t, text, text, *rest))
-    print(f"one guided step: {ours:.1f} TFLOP, published arithmetic without its repetition {published:.1f}, ratio {ours / published:.3f}")
+    print(
+        f"one guided step: {ours:.1f} TFLOP, published arithmetic without its repetition {published:.1f}, ratio {ours / published:.3f}"
+    )
     assert ours <= 0.82 * published

@@ -11,7 +11,11 @@ from mafx.training.sharding import batch_sharding, make_mesh
 
 def inputs(rng, b=2, f=3, n=10, k=7, m=5, heads=2, d=4):
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    return draw(b, f, n, heads, d), (draw(b, f, k, heads, d), draw(b, f, k, heads, d)), (draw(b, m, heads, d), draw(b, m, heads, d))
+    return (
+        draw(b, f, n, heads, d),
+        (draw(b, f, k, heads, d), draw(b, f, k, heads, d)),
+        (draw(b, m, heads, d), draw(b, m, heads, d)),
+    )
 
 
 def by_definition(q, own, shared):
@@ -41,12 +45,18 @@ def test_kernels_equal_the_definition(rng, monkeypatch, kernel, parts):
 def test_kernels_have_the_same_gradient(rng, monkeypatch):
     monkeypatch.setattr(module, "BLOCK_SCORE_BYTES", 600)
     args = inputs(rng)
-    grads = [jax.grad(lambda args: jnp.square(attention(*args, kernel=kernel)).sum())(args) for kernel in ("plain", "blockwise")]  # noqa: B023
+    grads = [
+        jax.grad(lambda args: jnp.square(attention(*args, kernel=kernel)).sum())(args)
+        for kernel in ("plain", "blockwise")
+    ]  # noqa: B023
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *grads)
 
 
 def test_large_scores_are_not_materialised(rng):
-    q, own, shared = (jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), y) for y in inputs(rng, f=4, n=4096, k=4096, m=4096, heads=8))
+    q, own, shared = (
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), y)
+        for y in inputs(rng, f=4, n=4096, k=4096, m=4096, heads=8)
+    )
     assert module._choose_kernel(q, own, shared) == "blockwise"
     memory = [jax.jit(lambda *x: attention(*x, kernel=k)).lower(q, own, shared).compile().memory_analysis().temp_size_in_bytes  # noqa: B023
               for k in ("auto", "plain")]  # fmt: skip
@@ -85,7 +95,10 @@ def test_splash_has_the_gradient_of_plain_on_one_device_and_on_many(rng, interpr
     compare(got, expected)
     assert all(x.sharding.is_equivalent_to(batch_sharding(mesh), x.ndim) for x in jax.tree.leaves(got[1]))
     one = jax.tree.map(lambda x: x[:1], args)
-    compare(gradient("splash")(*jax.device_put((one, keep[:1]), batch_sharding(mesh).update(spec=PartitionSpec()))), gradient("plain")(one, keep[:1]))
+    compare(
+        gradient("splash")(*jax.device_put((one, keep[:1]), batch_sharding(mesh).update(spec=PartitionSpec()))),
+        gradient("plain")(one, keep[:1]),
+    )
 
 
 def test_tpus_take_splash_where_tokens_suit_it(rng, monkeypatch):
@@ -94,7 +107,9 @@ def test_tpus_take_splash_where_tokens_suit_it(rng, monkeypatch):
     text = tuple(x[:, :77] for x in shared)
     assert module._choose_kernel(q, own, shared) == "plain"  # eight devices, and no mesh
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert [module._choose_kernel(*args) for args in ((q, own, shared), (q, None, text), (q[:, :, :64], own, None))] == ["splash", "plain", "plain"]
+    assert [
+        module._choose_kernel(*args) for args in ((q, own, shared), (q, None, text), (q[:, :, :64], own, None))
+    ] == ["splash", "plain", "plain"]
 
 
 def test_unknown_kernel():
@@ -104,11 +119,16 @@ def test_unknown_kernel():
 
 def test_mixed_attention_is_self_attention_over_longer_rows(rng):
     """The reference's tokens are appended to keys and values, under the same projections."""
-    x, reference = jnp.asarray(rng.normal(size=(2, 3, 6, 8)), jnp.float32), jnp.asarray(rng.normal(size=(2, 4, 8)), jnp.float32)
+    x, reference = (
+        jnp.asarray(rng.normal(size=(2, 3, 6, 8)), jnp.float32),
+        jnp.asarray(rng.normal(size=(2, 4, 8)), jnp.float32),
+    )
     layer = Attention(heads=2)
     params = layer.init(jax.random.key(0), x)
     longer = jnp.concatenate([x, jnp.broadcast_to(reference[:, None], (2, 3, 4, 8))], axis=2)
-    np.testing.assert_allclose(layer.apply(params, x, reference=reference), layer.apply(params, longer)[:, :, :6], atol=1e-6)
+    np.testing.assert_allclose(
+        layer.apply(params, x, reference=reference), layer.apply(params, longer)[:, :, :6], atol=1e-6
+    )
 
 
 def test_reference_is_projected_once_for_all_frames(rng):
@@ -166,7 +186,9 @@ def test_places_draw_attention_to_the_same_place_of_the_reference(rng):
     x, reference = jnp.zeros((1, 1, 24, 32)), jnp.asarray(rng.normal(size=(1, 24, 32)), jnp.float32)
     params = layer.init(jax.random.key(0), x)
     zero = jnp.zeros((32, 32))
-    params = {"params": {name: {"kernel": zero if name in ("to_q", "to_k") else jnp.eye(32)} for name in params["params"]}}
+    params = {
+        "params": {name: {"kernel": zero if name in ("to_q", "to_k") else jnp.eye(32)} for name in params["params"]}
+    }
     params["params"]["to_out"]["bias"] = jnp.zeros(32)
     placed = layer.apply(params, x, reference=reference, place=(4, 6))[0, 0]
     correlation = jnp.corrcoef(placed, reference[0])[:24, 24:]

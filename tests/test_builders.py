@@ -58,7 +58,9 @@ def test_tiktok_is_redrawn_from_iuv_and_split_as_by_disco(tmp_path):
     for got, expected in zip(pickle.loads(pickle.dumps(clip)).read(np.array([3, 0, 0])), raw["00334"], strict=True):
         np.testing.assert_array_equal(got, expected[[3, 0, 0]])
 
-    source = builder.as_data_source("test", decoders={"image": tfds.decode.SkipDecoding()})  # as anyone else would read it
+    source = builder.as_data_source(
+        "test", decoders={"image": tfds.decode.SkipDecoding()}
+    )  # as anyone else would read it
     assert source[2]["image"] == (tmp_path / "TikTok_dataset/00335/images/0003.png").read_bytes()
     assert (source[2]["clip"], source[2]["frame"]) == (b"00335", 2)
     np.testing.assert_array_equal(source[2]["motion"], raw["00335"][1][2])
@@ -80,7 +82,9 @@ def test_what_is_left_out_is_reported(tmp_path, caplog):
     clips, left_out = report(prepare("tiktok", tmp_path, tmp_path / "data", min_frames=5))
     assert clips == {"train": ["00001"]}
     reasons = {(clip, frame): reason for clip, frame, reason in left_out}
-    assert [key for key in reasons if key[0] == "00001"] == [("00001", name) for name in ("0004", "0001", "0002", "0003")]
+    assert [key for key in reasons if key[0] == "00001"] == [
+        ("00001", name) for name in ("0004", "0001", "0002", "0003")
+    ]
     assert "truncated" in reasons["00001", "0004"] and "outside the longest unbroken run" in reasons["00001", "0003"]
     assert "no render" in reasons["00002", "0003"]
     assert reasons["00002", None] == reasons["00005", None] == "expected at least 5 good frames in a row, found 3"
@@ -110,7 +114,11 @@ def test_ted_talks_are_pairs_of_videos(tmp_path):
     clips, left_out = report(builder)
     assert clips == {"train": ["a#1#20"]}
     assert [(clip, frame) for clip, frame, _ in left_out] == [(name, None) for name in "bbccdd"]
-    assert "the renders end after 19" in left_out[0][2] and "found only one" in left_out[2][2] and "is not a video" in left_out[4][2]
+    assert (
+        "the renders end after 19" in left_out[0][2]
+        and "found only one" in left_out[2][2]
+        and "is not a video" in left_out[4][2]
+    )
 
     (clip,) = record_clips("ted_talks", tmp_path / "data", "train")
     frames, motion = clip.read(np.arange(20))
@@ -123,7 +131,10 @@ def test_ted_talks_are_pairs_of_videos(tmp_path):
 
 def test_clips_of_both_forms_and_both_ways_to_split(tmp_path):
     def split(folder):
-        return {split: [raw.name for raw in found] for split, found in builders.Clips(data_dir=tmp_path).find(folder).items()}
+        return {
+            split: [raw.name for raw in found]
+            for split, found in builders.Clips(data_dir=tmp_path).find(folder).items()
+        }
 
     for name in "abcdefghijkl":
         (tmp_path / "many" / name / "images").mkdir(parents=True)
@@ -160,7 +171,9 @@ def test_images_are_clips_of_one_frame(tmp_path, monkeypatch):
     assert builder.info.splits["train"].shard_lengths == [1, 2, 2]
     assert [(clip, frame) for clip, frame, _ in report(builder)[1]] == [("images-00000", "0002")]
     clips = record_clips("images", tmp_path / "data", "train")
-    assert [(clip.name, clip.frames) for clip in clips] == [(name, 1) for name in ("0001", "0003", "0004", "0005", "0006")]
+    assert [(clip.name, clip.frames) for clip in clips] == [
+        (name, 1) for name in ("0001", "0003", "0004", "0005", "0006")
+    ]
     assert clips[1].read(np.array([0]))[0].shape == (1, 32, 40, 3)
     for clip, i in zip(clips, (0, None, 3, 4, 5), strict=True):
         if i is not None:
@@ -192,7 +205,10 @@ def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch):
     assert {"00002", "00003"} <= {*done[1:]} <= {"00002", "00003", "00004"}
     for clip in record_clips("tiktok", tmp_path / "data", "train"):
         np.testing.assert_array_equal(clip.read(np.arange(2)), raws[clip.name])
-    assert [p.name for folder in (tmp_path / "data", tmp_path / "data/tiktok") for p in folder.iterdir()] == ["tiktok", "1.0.0"]
+    assert [p.name for folder in (tmp_path / "data", tmp_path / "data/tiktok") for p in folder.iterdir()] == [
+        "tiktok",
+        "1.0.0",
+    ]
     done.clear()
     assert prepare("tiktok", tmp_path / "gone", tmp_path / "data").is_prepared() and not done
 
@@ -218,8 +234,21 @@ def test_command_without_tensorflow(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("mafx.data.builders: expected TikTok_dataset")
     write_folders(tmp_path / "raw" / "00001", 2, iuv=True)
     (tmp_path / "tensorflow.py").write_text("raise RuntimeError('TensorFlow was imported')")
-    command = [sys.executable, "-m", "mafx.data.builders", "tiktok", "--manual_dir", "raw", "--data_dir", "data", "--min_frames", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "mafx.data.builders",
+        "tiktok",
+        "--manual_dir",
+        "raw",
+        "--data_dir",
+        "data",
+        "--min_frames",
+        "2",
+    ]
     paths = os.pathsep.join([str(tmp_path), *sys.path])
-    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert record_clips("tiktok", tmp_path / "data", "train")[0].frames == 2

@@ -12,7 +12,13 @@ from mafx.training.step import TrainState
 
 def make_state(mesh, step=3):
     kernel = {"a/kernel": jnp.arange(2**18, dtype=jnp.float32).reshape(512, 512), "a/bias": jnp.ones(3)}
-    state = TrainState(jnp.asarray(step), kernel, {"b/kernel": jnp.full((4, 4), 0.5, jnp.bfloat16)}, (kernel,), jax.tree.map(lambda x: x + 1, kernel))
+    state = TrainState(
+        jnp.asarray(step),
+        kernel,
+        {"b/kernel": jnp.full((4, 4), 0.5, jnp.bfloat16)},
+        (kernel,),
+        jax.tree.map(lambda x: x + 1, kernel),
+    )
     return jax.device_put(state, parameter_sharding(mesh, state))
 
 

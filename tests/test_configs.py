@@ -82,9 +82,16 @@ def stable_diffusion(micro, tmp_path_factory):
 def shrink(config, data, init_from=""):
     config.model, config.dtype, config.init_from = "micro", "float32", str(init_from)
     config.batch, config.steps, config.remat, config.show_clips = 2, 1, "none", 0
-    config.data.update({"size": (16, 16), "frames": min(2, config.data.frames), "train_clips": 8, "test_clips": 1, "train_frames": 6})
+    config.data.update(
+        {"size": (16, 16), "frames": min(2, config.data.frames), "train_clips": 8, "test_clips": 1, "train_frames": 6}
+    )
     config.data.path = str(data / "folder" if config.data.name == "folder" else data)
-    config.lr, config.warmup, config.decay, config.betas = 1e-3, 0, "constant", (0.9, 0.99)  # alike, so that few programs are compiled
+    config.lr, config.warmup, config.decay, config.betas = (
+        1e-3,
+        0,
+        "constant",
+        (0.9, 0.99),
+    )  # alike, so that few programs are compiled
     config.train_only = PARTS if config.stage == "appearance" else config.train_only
     config.loss.reference_dropout = 0.1
     return config
@@ -117,7 +124,9 @@ def test_training_starts_from_stable_diffusion(data, stable_diffusion, micro, on
         ("mid_block/resnets_0/conv1/kernel", "decoder/mid_block/resnets_0/conv1/kernel"),
     ):
         np.testing.assert_array_equal(params[f"control/{name}"], params[f"unet/{twin}"])
-    np.testing.assert_array_equal(params["unet/encoder/conv_in/kernel"], micro.params["unet"]["encoder"]["conv_in"]["kernel"])
+    np.testing.assert_array_equal(
+        params["unet/encoder/conv_in/kernel"], micro.params["unet"]["encoder"]["conv_in"]["kernel"]
+    )
     assert not np.asarray(params["control/controlnet_mid_block/kernel"]).any(), "zero convolutions start at zero"
 
 

@@ -36,7 +36,10 @@ def test_winograd_is_the_convolution(rng, m, size):
 def test_gradient_is_the_convolution_s(rng):
     x, kernel = draw(rng, 1, 6, 6, 4), draw(rng, 3, 3, 4, 3)
     direct = lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **SAME)  # noqa: E731
-    wanted, got = (jax.grad(lambda *args, f=f: jnp.square(f(*args)).sum(), (0, 1))(x, kernel) for f in (direct, lambda *args: winograd(*args, 4)))
+    wanted, got = (
+        jax.grad(lambda *args, f=f: jnp.square(f(*args)).sum(), (0, 1))(x, kernel)
+        for f in (direct, lambda *args: winograd(*args, 4))
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), got, wanted)
 
 
@@ -45,7 +48,12 @@ def test_where_it_is_chosen():
     kernel = lambda *channels: jax.ShapeDtypeStruct((3, 3, *channels), jnp.float32)  # noqa: E731
     wide = kernel(256, 256)
     assert [choose("cpu", x(n), wide) for n in (256, 1024, 4096)] == ["direct", "winograd2", "winograd4"]
-    assert choose("cpu", x(4096), kernel(256, 4)) == choose("cpu", x(4096, jnp.bfloat16), wide) == choose("gpu", x(4096), wide) == "direct"
+    assert (
+        choose("cpu", x(4096), kernel(256, 4))
+        == choose("cpu", x(4096, jnp.bfloat16), wide)
+        == choose("gpu", x(4096), wide)
+        == "direct"
+    )
 
 
 def test_layers_take_it(rng, monkeypatch):

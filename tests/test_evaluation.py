@@ -48,7 +48,9 @@ def test_goes_on_after_an_interruption_and_refuses_other_settings(evaluated, mic
     for name in (x for clip in CLIPS[:2] for x in (f"clips/{clip.name}.json", f"features/{clip.name}.npz")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((out / name).read_bytes())
-    assert repr(evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, NONE)["mean"]) == repr(found["mean"])
+    assert repr(evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, NONE)["mean"]) == repr(
+        found["mean"]
+    )
     assert [p.name for p in (tmp_path / "videos").iterdir()] == [f"{CLIPS[2].name}.mp4"]
     with pytest.raises(InputError, match="steps: 1, now 2"):
         evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS | {"steps": 2}, NONE)
@@ -107,7 +109,9 @@ def test_distances_are_between_all_clips(micro, tmp_path):
     found = evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, Colours())
     videos = [media.read_video(tmp_path / "videos" / f"{clip.name}.mp4")[0] for clip in CLIPS]
     copies, truths = (np.concatenate([np.split(x, 4, axis=2)[i].mean((1, 2)) for x in videos]) for i in (0, 3))
-    assert found["mean"]["copying"]["fid"][0] == pytest.approx(frechet_distance(copies, truths), rel=0.2)  # the videos are compressed
+    assert found["mean"]["copying"]["fid"][0] == pytest.approx(
+        frechet_distance(copies, truths), rel=0.2
+    )  # the videos are compressed
     assert found["mean"]["result"]["fid"][0] > 2 * found["mean"]["copying"]["fid"][0]  # the model is random
     again = evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, Colours())
     assert repr(again) == repr(found)

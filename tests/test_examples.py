@@ -24,7 +24,11 @@ class Counter:
 
 
 def numbers(example):
-    return int(example["reference"][0, 0, 0]), example["video"][:, 0, 0, 0].astype(int), example["motion"][:, 0, 0, 0].astype(int)
+    return (
+        int(example["reference"][0, 0, 0]),
+        example["video"][:, 0, 0, 0].astype(int),
+        example["motion"][:, 0, 0, 0].astype(int),
+    )
 
 
 def test_stride_distance_and_alignment(rng):
@@ -53,7 +57,9 @@ def test_flip_mirrors_pictures_and_swaps_sides():
     plain, flipped = (read_example(clip, 0, np.array([5, 9]), OPTIONS, flip=flip) for flip in (False, True))
     np.testing.assert_array_equal(flipped["video"], plain["video"][:, :, ::-1])
     np.testing.assert_array_equal(flipped["reference"], plain["reference"][:, ::-1])
-    np.testing.assert_array_equal(read_labels(flipped["motion"])[0], FLIPPED[read_labels(plain["motion"])[0][:, :, ::-1]])
+    np.testing.assert_array_equal(
+        read_labels(flipped["motion"])[0], FLIPPED[read_labels(plain["motion"])[0][:, :, ::-1]]
+    )
 
 
 def take(iterator, count=3):
@@ -117,7 +123,10 @@ def test_crops_are_shared_by_an_example(rng):
     lefts = set()
     for _ in range(20):
         example = draw_example(Gradient(), options, rng)
-        corners = {int(x) for x in (example["reference"][0, 0, 0], *example["video"][:, 0, 0, 0], *example["motion"][:, 0, 0, 0])}
+        corners = {
+            int(x)
+            for x in (example["reference"][0, 0, 0], *example["video"][:, 0, 0, 0], *example["motion"][:, 0, 0, 0])
+        }
         assert len(corners) == 1
         lefts |= corners
     assert len(lefts) > 5

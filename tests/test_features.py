@@ -45,7 +45,9 @@ def test_lpips(folder):
     mask[:, 4:20, 7:30] = True
     found = Networks(folder).lpips(a, b, mask)
     assert found["lpips"] == pytest.approx(EXPECTED["lpips"].mean(), rel=1e-4)
-    assert found["lpips_person"] == pytest.approx(np.mean([x[m].mean() for x, m in zip(EXPECTED["lpips_map"], mask, strict=True)]), rel=1e-4)
+    assert found["lpips_person"] == pytest.approx(
+        np.mean([x[m].mean() for x, m in zip(EXPECTED["lpips_map"], mask, strict=True)]), rel=1e-4
+    )
     assert found["lpips_legacy"] != pytest.approx(found["lpips"], rel=1e-2)
 
 
@@ -68,7 +70,9 @@ def test_windows_of_a_video(rng):
     windows = np.concatenate(list(features.INPUTS["fid_vid"](video)))
     assert windows.shape == (3, 16, 112, 112, 3)
     np.testing.assert_array_equal(windows[0, 1:], windows[1, :-1])
-    np.testing.assert_allclose(windows[0, 0, ::8, ::8] + np.array(features.KINETICS_MEAN), EXPECTED["resized"], atol=1e-3)
+    np.testing.assert_allclose(
+        windows[0, 0, ::8, ::8] + np.array(features.KINETICS_MEAN), EXPECTED["resized"], atol=1e-3
+    )
     assert not list(features.INPUTS["fvd"](video[:15]))
 
 
@@ -79,7 +83,12 @@ def test_frechet_distance():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
     few, others = a[:5], b[:6]  # fewer than there are features: the matrices' root is that of two projections
     root = np.linalg.eigvals(np.cov(few, rowvar=False) @ np.cov(others, rowvar=False)).astype(complex)
-    expected = np.square(few.mean(0) - others.mean(0)).sum() + few.var(0, ddof=1).sum() + others.var(0, ddof=1).sum() - 2 * np.sqrt(root).sum().real
+    expected = (
+        np.square(few.mean(0) - others.mean(0)).sum()
+        + few.var(0, ddof=1).sum()
+        + others.var(0, ddof=1).sum()
+        - 2 * np.sqrt(root).sum().real
+    )
     assert frechet_distance(few, others) == pytest.approx(expected, rel=1e-4)
     assert np.isnan(frechet_distance(a[:1], b))
 
@@ -89,11 +98,14 @@ def test_what_is_missing_is_said(folder, tmp_path, caplog):
     assert not any(name in none for name in FILES) and not caplog.text
     (tmp_path / "vgg.pth").write_bytes((folder / "vgg.pth").read_bytes())
     assert "lpips" not in Networks(tmp_path)
-    assert f"No LPIPS: vgg16-397923af.pth is not in {tmp_path}" in caplog.text and "No FID-VID: resnet-50" in caplog.text
+    assert (
+        f"No LPIPS: vgg16-397923af.pth is not in {tmp_path}" in caplog.text and "No FID-VID: resnet-50" in caplog.text
+    )
     with pytest.raises(InputError, match="expected the network of fvd, found no tensor 'Conv3d_1a_7x7"):
         read_network("fvd", [folder / "vgg.pth"])
     write_torch_archive(
-        tmp_path / "more.pth", [(name, np.zeros(shape, np.float32)) for name, shape in SHAPES["vgg.pth"].items()] + [("x", np.zeros(1))]
+        tmp_path / "more.pth",
+        [(name, np.zeros(shape, np.float32)) for name, shape in SHAPES["vgg.pth"].items()] + [("x", np.zeros(1))],
     )
     with pytest.raises(InputError, match="no use for: x"):
         read_network("lpips", [folder / "vgg16-397923af.pth", tmp_path / "more.pth"])

@@ -45,4 +45,9 @@ def test_the_table_ends_with_what_to_do(traced, monkeypatch, capsys):
     assert fit.report(micro_config("appearance"), mesh, 3.5) == 3
     out = capsys.readouterr().out
     assert "the memory is too small" in out and "3 per device, --config.batch 6" in out
-    assert [line.split()[:2] for line in out.splitlines()[3:-1]] == [["1", "1.00"], ["2", "2.00"], ["4", "4.00"], ["3", "3.00"]]
+    assert [line.split()[:2] for line in out.splitlines()[3:-1]] == [
+        ["1", "1.00"],
+        ["2", "2.00"],
+        ["4", "4.00"],
+        ["3", "3.00"],
+    ]

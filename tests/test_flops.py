@@ -25,7 +25,9 @@ def test_convolutions_and_their_gradients(stride):
     params = conv.init(jax.random.key(0), jnp.ones((2, 8, 8, 4)))
     forward = 2 * 2 * (8 // stride) ** 2 * 9 * 4 * 5
     assert flops(lambda x: conv.apply(params, x), (2, 8, 8, 4)) == forward
-    both = jax.make_jaxpr(jax.grad(lambda p, x: jnp.square(conv.apply(p, x)).sum(), (0, 1)))(params, jnp.ones((2, 8, 8, 4)))
+    both = jax.make_jaxpr(jax.grad(lambda p, x: jnp.square(conv.apply(p, x)).sum(), (0, 1)))(
+        params, jnp.ones((2, 8, 8, 4))
+    )
     assert 2.8 * forward < count_flops(both.jaxpr) < 3.6 * forward
 
 
@@ -43,7 +45,9 @@ def test_attention_kernels_count_as_the_definition_does(kernel, monkeypatch):
 
     assert count(kernel, gradient=False) == count("plain", gradient=False) == 2 * 2 * 2 * 3 * 512 * 768 * 4 * 64
     # of the gradient, with its forward pass: 2 + 4 products, and the scores anew; splash checkpoints its forward pass, and computes scores twice
-    assert count(kernel, gradient=True) / count("plain", gradient=True) == pytest.approx({"cudnn": 7 / 6, "splash": 11 / 6}[kernel], rel=0.01)
+    assert count(kernel, gradient=True) / count("plain", gradient=True) == pytest.approx(
+        {"cudnn": 7 / 6, "splash": 11 / 6}[kernel], rel=0.01
+    )
 
 
 def test_what_every_device_does_counts_for_all_of_them():

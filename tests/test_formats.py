@@ -15,7 +15,9 @@ DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.int64]
 
 @pytest.fixture
 def tensors(rng):
-    return {f"a.{np.dtype(dtype).name}": rng.normal(0, 9, (3, 4)).astype(dtype) for dtype in DTYPES} | {"one": np.float32([2.5])}
+    return {f"a.{np.dtype(dtype).name}": rng.normal(0, 9, (3, 4)).astype(dtype) for dtype in DTYPES} | {
+        "one": np.float32([2.5])
+    }
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt"])
@@ -54,7 +56,9 @@ class Malicious:
         return self.call
 
 
-@pytest.mark.parametrize("call", [(os.system, ("touch hacked",)), (eval, ("1",)), (getattr, ("", "join")), (__import__, ("os",))])
+@pytest.mark.parametrize(
+    "call", [(os.system, ("touch hacked",)), (eval, ("1",)), (getattr, ("", "join")), (__import__, ("os",))]
+)
 def test_malicious_pickles_are_refused_and_not_run(tmp_path, monkeypatch, call):
     monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile("x.ckpt", "w") as archive:
@@ -72,8 +76,20 @@ def _archive(path, tensor_program, storage=b"\0" * 16, compression=zipfile.ZIP_S
 
 def _tensor(size=4, offset=0, shape=(4,), stride=(1,)):
     ints = lambda values: b"(" + b"".join(b"J" + np.int32(v).tobytes() for v in values) + b"t"  # noqa: E731
-    storage = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ" + np.int32(size).tobytes() + b"tQ"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n" + storage + b"J" + np.int32(offset).tobytes() + ints(shape) + ints(stride) + b"\x89}tR"
+    storage = (
+        b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ"
+        + np.int32(size).tobytes()
+        + b"tQ"
+    )
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n"
+        + storage
+        + b"J"
+        + np.int32(offset).tobytes()
+        + ints(shape)
+        + ints(stride)
+        + b"\x89}tR"
+    )
 
 
 def test_archives_that_lie_are_refused(tmp_path):

@@ -3,7 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mafx.models.layers import Downsample, GroupNorm, LayerNorm, ResidualBlock, TimeEmbedding, Upsample, timestep_embedding
+from mafx.models.layers import (
+    Downsample,
+    GroupNorm,
+    LayerNorm,
+    ResidualBlock,
+    TimeEmbedding,
+    Upsample,
+    timestep_embedding,
+)
 
 
 def test_timestep_embedding_by_hand():
@@ -66,7 +74,10 @@ def test_upsample_picks_pixels_as_pytorch_does():
 
 def test_residual_block_treats_video_as_frames_but_for_its_norms(rng):
     """With norms per frame a video equals its frames one by one; with norms over the clip it does not."""
-    x, temb = jnp.asarray(rng.normal(size=(1, 3, 4, 4, 8)), jnp.float32), jnp.asarray(rng.normal(size=(1, 6)), jnp.float32)
+    x, temb = (
+        jnp.asarray(rng.normal(size=(1, 3, 4, 4, 8)), jnp.float32),
+        jnp.asarray(rng.normal(size=(1, 6)), jnp.float32),
+    )
     alone, together = (ResidualBlock(16, groups=4, batch_axes=axes) for axes in (2, 1))
     params = alone.init(jax.random.key(0), x, temb)
     frames = jnp.concatenate([alone.apply(params, x[:, i : i + 1], temb) for i in range(3)], axis=1)

@@ -49,7 +49,9 @@ def assert_equal_trees(a, b):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_round_trip_is_bit_equal(micro, tmp_path, dtype):
     schedule = Schedule(kind="scaled_linear", prediction="sample", zero_terminal_snr=True)
-    config = dataclasses.replace(micro.config, fusion="full", unet=dataclasses.replace(micro.config.unet, positions=True))
+    config = dataclasses.replace(
+        micro.config, fusion="full", unet=dataclasses.replace(micro.config.unet, positions=True)
+    )
     model = Model(config, jax.tree.map(lambda x: x.astype(dtype), micro.params), schedule=schedule)
     save_pretrained(model, tmp_path / "x")
     back = load_pretrained(tmp_path / "x", dtype)
@@ -60,13 +62,21 @@ def test_round_trip_is_bit_equal(micro, tmp_path, dtype):
 def test_published_round_trip(published, published_model, tmp_path):
     """Name for name and bit for bit what the published files hold."""
     save_pretrained(published_model, tmp_path / "x")
-    for path in (p for p in published.rglob("*") if p.suffix in (".safetensors", ".ckpt") and not {"expected", "extra"} & set(p.parts)):
+    for path in (
+        p
+        for p in published.rglob("*")
+        if p.suffix in (".safetensors", ".ckpt") and not {"expected", "extra"} & set(p.parts)
+    ):
         old, new = open_tensors(path), open_tensors(tmp_path / "x" / path.relative_to(published))
         assert old.shapes == new.shapes
         assert all(old.read(name).tobytes() == new.read(name).tobytes() for name in old.shapes)
     back = load_pretrained(tmp_path / "x")
     assert_equal_trees(back.params, published_model.params)
-    assert (back.config, back.schedule, back.tokenizer) == (published_model.config, published_model.schedule, published_model.tokenizer)
+    assert (back.config, back.schedule, back.tokenizer) == (
+        published_model.config,
+        published_model.schedule,
+        published_model.tokenizer,
+    )
 
 
 def test_tools_find_their_configs(saved):
@@ -85,7 +95,9 @@ def test_configs_of_every_size_come_back(tmp_path):
 def test_whole_video_unet_in_the_temporal_file_wins(copy, micro, caplog):
     flat = flax.traverse_util.flatten_dict(micro.params)
     unet, temporal = open_tensors(copy / UNET), open_tensors(copy / TEMPORAL)
-    whole = {f"module.{name}": unet.read(name) + 1 for name in unet.shapes} | {name: temporal.read(name) for name in temporal.shapes}
+    whole = {f"module.{name}": unet.read(name) + 1 for name in unet.shapes} | {
+        name: temporal.read(name) for name in temporal.shapes
+    }
     write_torch_archive(copy / TEMPORAL, whole.items())
     with caplog.at_level(logging.INFO, "mafx"):
         got = flax.traverse_util.flatten_dict(load_pretrained(copy).params)

@@ -12,7 +12,9 @@ def test_the_target_undoes_the_corruption(rng, prediction):
     schedule = Schedule(prediction=prediction)
     x = jnp.asarray(rng.normal(size=(64, 2, 3, 3, 4)), jnp.float32)
     done = corrupt(jax.random.key(0), x, schedule)
-    alpha, sigma = (jnp.asarray(y, jnp.float32)[done.times][:, None, None, None, None] for y in (schedule.alphas, schedule.sigmas))
+    alpha, sigma = (
+        jnp.asarray(y, jnp.float32)[done.times][:, None, None, None, None] for y in (schedule.alphas, schedule.sigmas)
+    )
     clean, noise = signal_and_noise(done.noisy, done.target, alpha, sigma, prediction)
     np.testing.assert_allclose(clean, x, atol=1e-4 if prediction == "epsilon" else 2e-5)
     assert float(noise.std()) == pytest.approx(1, abs=0.05)
@@ -41,8 +43,12 @@ def test_min_snr_weights_by_hand():
     snr = schedule.abar / (1 - schedule.abar)
     times = jnp.array([0, 300, 900])
     assert loss_weights(times, schedule).tolist() == [1, 1, 1]
-    np.testing.assert_allclose(loss_weights(times, schedule, 5.0), np.minimum(snr, 5)[[0, 300, 900]] / snr[[0, 300, 900]], rtol=1e-5)
+    np.testing.assert_allclose(
+        loss_weights(times, schedule, 5.0), np.minimum(snr, 5)[[0, 300, 900]] / snr[[0, 300, 900]], rtol=1e-5
+    )
     velocity = Schedule(prediction="v")
-    np.testing.assert_allclose(loss_weights(times, velocity, 5.0), (np.minimum(snr, 5) / (snr + 1))[[0, 300, 900]], rtol=1e-5)
+    np.testing.assert_allclose(
+        loss_weights(times, velocity, 5.0), (np.minimum(snr, 5) / (snr + 1))[[0, 300, 900]], rtol=1e-5
+    )
     sample = Schedule(prediction="sample")
     np.testing.assert_allclose(loss_weights(times, sample, 5.0), np.minimum(snr, 5)[[0, 300, 900]], rtol=1e-5)

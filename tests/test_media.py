@@ -31,7 +31,11 @@ def test_mp4_plays_in_browsers(tmp_path):
     media.write_video(tmp_path / "v.mp4", clip(h=47, w=31), Fraction(30000, 1001))
     with av.open(str(tmp_path / "v.mp4")) as container:
         stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", Fraction(30000, 1001))
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == (
+            "h264",
+            "yuv420p",
+            Fraction(30000, 1001),
+        )
         assert (stream.height, stream.width) == (48, 32)  # 4:2:0 needs even sides
     head = (tmp_path / "v.mp4").read_bytes()
     assert head.index(b"moov") < head.index(b"mdat")  # starts before it is loaded
@@ -90,7 +94,11 @@ def test_what_cannot_be_read(tmp_path):
 
 
 def test_what_cannot_be_written(tmp_path):
-    for name, message in (("v.avi", "expected the extension"), ("no/v.mp4", "there is no folder"), ("folder.mp4", "it is a folder")):
+    for name, message in (
+        ("v.avi", "expected the extension"),
+        ("no/v.mp4", "there is no folder"),
+        ("folder.mp4", "it is a folder"),
+    ):
         (tmp_path / "folder.mp4").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=message):
             media.write_video(tmp_path / name, clip(), 10)
@@ -111,7 +119,9 @@ def test_fit():
     cropped, padded, stretched = (media.fit(image, (16, 16), how, (1, 2, 3)) for how in media.FITS)
     assert cropped.shape == padded.shape == stretched.shape == (16, 16, 3)
     assert (cropped[2:-2] == 200).all()  # the middle half of the rows
-    assert (padded[:, :4] == (1, 2, 3)).all() and (padded[:, 12:] == (1, 2, 3)).all() and (padded[6:10, 4:12] > 190).all()
+    assert (
+        (padded[:, :4] == (1, 2, 3)).all() and (padded[:, 12:] == (1, 2, 3)).all() and (padded[6:10, 4:12] > 190).all()
+    )
     assert (stretched[:3] == 0).all() and (stretched[6:10] > 190).all()
 
 

@@ -9,13 +9,19 @@ from mafx.evaluation.protocol import mean_interval
 @pytest.fixture
 def pictures(rng):
     a = rng.integers(0, 256, (24, 32, 3)).astype(np.uint8)
-    return a, np.clip(a.astype(int) + rng.integers(-60, 60, a.shape), 0, 255).astype(np.uint8), rng.random((24, 32)) < 0.3
+    return (
+        a,
+        np.clip(a.astype(int) + rng.integers(-60, 60, a.shape), 0, 255).astype(np.uint8),
+        rng.random((24, 32)) < 0.3,
+    )
 
 
 def test_psnr_is_that_of_scikit_image(pictures):
     a, b, mask = pictures
     assert metrics.psnr(a, b) == pytest.approx(skimage_metrics.peak_signal_noise_ratio(a, b), abs=1e-4)
-    assert metrics.psnr(a, b, mask) == pytest.approx(skimage_metrics.peak_signal_noise_ratio(a[mask], b[mask]), abs=1e-4)
+    assert metrics.psnr(a, b, mask) == pytest.approx(
+        skimage_metrics.peak_signal_noise_ratio(a[mask], b[mask]), abs=1e-4
+    )
     assert metrics.psnr(a, a) == 100
 
 
@@ -45,7 +51,9 @@ def test_legacy_psnr_is_about_29_whatever_the_pictures(rng):
     other = np.clip(truth + rng.normal(0, 40, truth.shape), 0, 255).astype(np.uint8)
     assert 16 < metrics.psnr(truth, other) < 18
     assert 28 < metrics.psnr_legacy(truth, other) < 30
-    by_hand = np.mean([(int(x) - int(y)) % 256 * ((int(x) - int(y)) % 256) % 256 for x, y in zip(truth.flat, other.flat, strict=True)])
+    by_hand = np.mean(
+        [(int(x) - int(y)) % 256 * ((int(x) - int(y)) % 256) % 256 for x, y in zip(truth.flat, other.flat, strict=True)]
+    )
     assert metrics.psnr_legacy(truth, other) == pytest.approx(10 * np.log10(255**2 / by_hand))
 
 

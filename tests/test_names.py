@@ -31,7 +31,9 @@ def test_names(path, name):
 
 def test_old_and_wrapped_names():
     assert current_name("module.unet.conv_in.weight") == "conv_in.weight"
-    assert current_name("encoder.mid_block.attentions.0.proj_attn.bias") == "encoder.mid_block.attentions.0.to_out.0.bias"
+    assert (
+        current_name("encoder.mid_block.attentions.0.proj_attn.bias") == "encoder.mid_block.attentions.0.to_out.0.bias"
+    )
     assert current_name("decoder.mid_block.attentions.0.query.weight") == "decoder.mid_block.attentions.0.to_q.weight"
 
 

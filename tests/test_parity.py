@@ -93,9 +93,15 @@ def test_autoencoder(model, expected, parity, size):
 @pytest.mark.parametrize("case", "abcd")
 def test_motion_module(model, expected, parity, case):
     x = expected("motion_module")
-    half, block, module = ("encoder", "down_blocks_1", "motion_modules_0") if case in "ad" else ("decoder", "up_blocks_3", "motion_modules_2")
+    half, block, module = (
+        ("encoder", "down_blocks_1", "motion_modules_0")
+        if case in "ad"
+        else ("decoder", "up_blocks_3", "motion_modules_2")
+    )
     params = {"params": model.params["unet"][half][block][module]}
-    got = TemporalTransformer(model.config.unet.temporal).apply(params, jnp.asarray(video(x[f"{case}.input"]), model.dtype))
+    got = TemporalTransformer(model.config.unet.temporal).apply(
+        params, jnp.asarray(video(x[f"{case}.input"]), model.dtype)
+    )
     parity.check(label(model, f"motion module {case}"), got, video(x[f"{case}.output"]), limit_of(model, COMPONENT))
 
 
@@ -121,8 +127,14 @@ def test_unet_plain(model, expected, parity, case):
 
 def test_unet_without_motion(published_model, expected, parity):
     x = expected("unet_plain")
-    config = dataclasses.replace(published_model.config, unet=dataclasses.replace(published_model.config.unet, temporal=None))
-    keep = {p: v for p, v in flax.traverse_util.flatten_dict(published_model.params).items() if not any("motion" in name for name in p)}
+    config = dataclasses.replace(
+        published_model.config, unet=dataclasses.replace(published_model.config.unet, temporal=None)
+    )
+    keep = {
+        p: v
+        for p, v in flax.traverse_util.flatten_dict(published_model.params).items()
+        if not any("motion" in name for name in p)
+    }
     still = dataclasses.replace(published_model, config=config, params=flax.traverse_util.unflatten_dict(keep))
     got = apply(still, "predict", *unet_inputs(x, "c0"), {}, None)
     parity.check(label(still, "unet plain c0, motion off"), got, video(x["c0.output_motion_off"]), COMPONENT)
@@ -134,7 +146,9 @@ def test_unet_blocks(published_model, expected, parity):
 
     @jax.jit
     def inside(params, *args):
-        captured = published_model.networks.apply({"params": params}, *args, {}, None, method="predict", capture_intermediates=True)
+        captured = published_model.networks.apply(
+            {"params": params}, *args, {}, None, method="predict", capture_intermediates=True
+        )
         return captured[1]["intermediates"]["unet"]
 
     captured = inside(published_model.params, *unet_inputs(x, "c0"))
@@ -167,7 +181,11 @@ def _numbered(name):
 def test_appearance(model, expected, parity, size):
     if model.dtype != jnp.float32 and size:
         pytest.skip("one shape in bfloat16 is enough")
-    x = {name.removeprefix(size): value for name, value in expected("appearance").items() if name.startswith("alt.") == bool(size)}
+    x = {
+        name.removeprefix(size): value
+        for name, value in expected("appearance").items()
+        if name.startswith("alt.") == bool(size)
+    }
     twice = np.repeat(image(x["ref_latents"]), 2, axis=0)
     bank = run(model.networks, "bank", model.params, jnp.asarray(twice, model.dtype), np.repeat(x["timestep"].astype(np.int32), 2),
                jnp.asarray(x["encoder_hidden_states"], model.dtype))  # fmt: skip
@@ -182,7 +200,9 @@ def published_bank(x):
     bank = {}
     for name, value in x.items():
         if name.startswith("bank."):
-            (block, i), (kind, j) = [pair for pair in _numbered(name.removeprefix("bank.")) if pair[0] != "transformer_blocks"]
+            (block, i), (kind, j) = [
+                pair for pair in _numbered(name.removeprefix("bank.")) if pair[0] != "transformer_blocks"
+            ]
             bank.setdefault(f"{block}_{i}" if i else block, {})[f"{kind}_{j}"] = value
     return bank
 
@@ -195,11 +215,21 @@ def test_controlnet(model, expected, parity, case, scale):
     x = expected("controlnet")
     sample, pose = (rearrange(x[alt + name], "f c h w -> 1 f h w c") for name in ("sample", "controlnet_cond"))
     inputs = [jnp.asarray(y, model.dtype) for y in (x[f"{alt}encoder_hidden_states"][:1], pose)]
-    got = run(model.networks, "residuals", model.params, jnp.asarray(sample, model.dtype), x[f"{alt}timestep"].astype(np.int32), *inputs, scale)
+    got = run(
+        model.networks,
+        "residuals",
+        model.params,
+        jnp.asarray(sample, model.dtype),
+        x[f"{alt}timestep"].astype(np.int32),
+        *inputs,
+        scale,
+    )
     for i, residual in enumerate(got.skips):
         name = f"{case}.down.{i}"
         parity.check(label(model, f"controlnet {name}"), residual[0], image(x[name]), limit_of(model, COMPONENT))
-    parity.check(label(model, f"controlnet {case}.mid"), got.middle[0], image(x[f"{case}.mid"]), limit_of(model, COMPONENT))
+    parity.check(
+        label(model, f"controlnet {case}.mid"), got.middle[0], image(x[f"{case}.mid"]), limit_of(model, COMPONENT)
+    )
 
 
 def test_pose_embedding(model, expected, parity):
@@ -207,8 +237,15 @@ def test_pose_embedding(model, expected, parity):
     params = {"params": model.params["control"]["controlnet_cond_embedding"]}
     embedding = MotionEmbedding(model.config.motion_widths, model.config.unet.widths[0])
     got = embedding.apply(params, jnp.asarray(rearrange(x["controlnet_cond"], "f c h w -> 1 f h w c"), model.dtype))
-    parity.check(label(model, "controlnet pose embedding"), got[0], image(x["cond_embedding"]), limit_of(model, COMPONENT))
-    assert ControlNet(model.config.unet).motion_widths == (16, 32, 96, 256)  # the published default, where a config is silent
+    parity.check(
+        label(model, "controlnet pose embedding"), got[0], image(x["cond_embedding"]), limit_of(model, COMPONENT)
+    )
+    assert ControlNet(model.config.unet).motion_widths == (
+        16,
+        32,
+        96,
+        256,
+    )  # the published default, where a config is silent
 
 
 @pytest.mark.parametrize("missing", ["", "_no_bank", "_no_control"])
@@ -235,7 +272,11 @@ CASES = ["case_a", "case_b", "case_c"]
 @pytest.fixture(scope="session", params=CASES)
 def case(request, published, expected):
     settings = json.loads((published / "expected" / "pipeline.json").read_text())[request.param]
-    x = {name.removeprefix(f"{request.param}."): value for name, value in expected("pipeline").items() if name.startswith(request.param)}
+    x = {
+        name.removeprefix(f"{request.param}."): value
+        for name, value in expected("pipeline").items()
+        if name.startswith(request.param)
+    }
     x.setdefault("pose", expected("pipeline")["case_a.pose"][:16])
     return request.param, settings, x
 
@@ -259,9 +300,13 @@ def test_pipeline_first_step(published_model, case, parity):
     fused = np.zeros((2, *noisy.shape), np.float32)
     for indices, weights in zip(windows, fusion_weights(windows, 4), strict=True):
         scale = settings["controlnet_conditioning_scale"]
-        residuals = run(model.networks, "residuals", model.params, noisy[None, indices], t, text[1], motion[None, indices], scale)
+        residuals = run(
+            model.networks, "residuals", model.params, noisy[None, indices], t, text[1], motion[None, indices], scale
+        )
         negative = None if settings["prompt"] == settings["negative_prompt"] else text[0]
-        halves = run(model.networks, "predict_both", model.params, noisy[None, indices], t, text[1], negative, bank, residuals)
+        halves = run(
+            model.networks, "predict_both", model.params, noisy[None, indices], t, text[1], negative, bank, residuals
+        )
         fused[:, indices] += weights[:, None, None, None] * np.concatenate(halves)
     parity.check(f"float32  {name} fused first prediction", fused, video(x["first.noise_pred_fused"]), PIPELINE)
     guided = guide(fused[:1], fused[1:], settings["guidance_scale"])
@@ -287,10 +332,19 @@ def test_pipeline(model, case, parity):
         progress=False,
     )
     for i, (got, want) in enumerate(zip(steps, x["latents_steps"], strict=True)):
-        parity.check(label(model, f"{name} latents after step {i + 1}"), got, video(want)[0, :frames], limit_of(model, PIPELINE))
-    parity.check(label(model, f"{name} final latents"), out.latents, video(x["final_latents"])[0, :frames], limit_of(model, PIPELINE))
+        parity.check(
+            label(model, f"{name} latents after step {i + 1}"), got, video(want)[0, :frames], limit_of(model, PIPELINE)
+        )
+    parity.check(
+        label(model, f"{name} final latents"),
+        out.latents,
+        video(x["final_latents"])[0, :frames],
+        limit_of(model, PIPELINE),
+    )
     if model.dtype == jnp.float32:
-        parity.check(label(model, f"{name} video"), out.video[x["video_frames"]], video(x["video"])[0], VIDEO, absolute=True)
+        parity.check(
+            label(model, f"{name} video"), out.video[x["video_frames"]], video(x["video"])[0], VIDEO, absolute=True
+        )
 
 
 def test_old_autoencoder_names(published, published_model, tmp_path):
@@ -321,4 +375,10 @@ def test_shapes_of_the_full_size():
         assert got == tensors, part.folder
     roots = ("unet", "appearance", "control", "autoencoder", "text")
     count = {root: sum(int(np.prod(leaf.shape)) for p, leaf in shapes.items() if p[0] == root) for root in roots}
-    assert count == {"unet": 1277503364, "appearance": 857066560, "control": 361279120, "autoencoder": 83653863, "text": 123060480}
+    assert count == {
+        "unet": 1277503364,
+        "appearance": 857066560,
+        "control": 361279120,
+        "autoencoder": 83653863,
+        "text": 123060480,
+    }

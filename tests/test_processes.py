@@ -17,7 +17,10 @@ from mafx.training.checkpoints import read_parameters
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """Of every process here: what one compiled the next need not. Compiling is most of the work, so it is done without optimisation."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
     return os.environ | cache | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
 
 
@@ -69,7 +72,9 @@ def test_two_processes_equal_one(environment, tmp_path):
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    pair = [start(environment, tmp_path / "two", config=config, devices=2, distributed=[address, 2, i]) for i in range(2)]
+    pair = [
+        start(environment, tmp_path / "two", config=config, devices=2, distributed=[address, 2, i]) for i in range(2)
+    ]
     for process in pair:
         finish(process)
     finish(start(environment, tmp_path / "one", config=config, devices=4))

@@ -57,7 +57,9 @@ def test_mirrored_pose_is_the_flipped_picture_of_labels():
 def test_back_is_not_foretold_by_the_front():
     """People who look alike from the front may differ from behind: a quarter of the clothes have another colour there, drawn apart."""
     shirts = [Identity.draw(seed).shirt for seed in range(400)]
-    fronts, backs = zip(*((shirt.front, shirt.back) for shirt in shirts if (shirt.front != shirt.back).any()), strict=True)
+    fronts, backs = zip(
+        *((shirt.front, shirt.back) for shirt in shirts if (shirt.front != shirt.back).any()), strict=True
+    )
     assert 0.15 < len(fronts) / len(shirts) < 0.35
     correlation = np.corrcoef(np.array(fronts).ravel(), np.array(backs).ravel())[0, 1]
     assert abs(correlation) < 0.15

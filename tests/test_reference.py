@@ -28,7 +28,9 @@ def reference(published):
 @pytest.fixture(scope="module")
 def expected(published):
     def load(name):
-        return {key: torch.from_numpy(x) for key, x in load_file(published / "expected" / f"{name}.safetensors").items()}
+        return {
+            key: torch.from_numpy(x) for key, x in load_file(published / "expected" / f"{name}.safetensors").items()
+        }
 
     return functools.cache(load)
 
@@ -60,7 +62,9 @@ def test_unet_with_bank_and_residuals(reference, expected, parity, leave_out):
 @pytest.mark.parametrize("size", ["", "alt."])
 def test_appearance(reference, expected, parity, size):
     x = expected("appearance")
-    bank = reference.appearance(torch.cat([x[f"{size}ref_latents"]] * 2), x[f"{size}timestep"], x[f"{size}encoder_hidden_states"])
+    bank = reference.appearance(
+        torch.cat([x[f"{size}ref_latents"]] * 2), x[f"{size}timestep"], x[f"{size}encoder_hidden_states"]
+    )
     assert {f"{size}bank.{name}" for name in bank} == {name for name in x if name.startswith(f"{size}bank.")}
     for name, got in bank.items():
         parity.check(f"reference bank {size}{name}", got, x[f"{size}bank.{name}"], LIMIT)

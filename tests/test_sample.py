@@ -45,7 +45,11 @@ def test_animates_at_a_portrait_size(inputs, tmp_path):
     reference = media.fit(media.read_image(inputs / "person.png"), (32, 16))
     assert np.abs(video[:, :, :16].astype(int) - reference).mean() < 8
     record = json.loads((tmp_path / "out.json").read_text())
-    assert record["settings"]["steps"] == 1 and record["size"] == [32, 16] and record["motion"] == {"frames": 3, "stride": 3, "fps": 5.0}
+    assert (
+        record["settings"]["steps"] == 1
+        and record["size"] == [32, 16]
+        and record["motion"] == {"frames": 3, "stride": 3, "fps": 5.0}
+    )
 
 
 def test_without_arguments_a_puppet_is_animated(tmp_path):

@@ -28,7 +28,9 @@ def test_ddim_equals_the_published_sampler(published, steps):
     table = make_sampler("ddim", steps, Schedule())
     np.testing.assert_array_equal(table.times, x["timesteps"])
     outputs = dict(zip(table.times.tolist(), x["model_outputs"], strict=True))
-    for i, (got, clean) in enumerate(sample(table, jnp.asarray(x["sample0"]), lambda x, t: jnp.asarray(outputs[int(t)]))):
+    for i, (got, clean) in enumerate(
+        sample(table, jnp.asarray(x["sample0"]), lambda x, t: jnp.asarray(outputs[int(t)]))
+    ):
         for name, value in (("prev_samples", got), ("pred_original_samples", clean)):
             error = np.linalg.norm(value - x[name][i]) / np.linalg.norm(x[name][i])
             assert error < 1e-6, f"{name} of step {i}: {error}"
@@ -43,7 +45,10 @@ def gaussian(mean, deviation, schedule):
         return sigma * (x - alpha * mean) / variance
 
     def flow(x, start, end):
-        place = lambda t: (schedule.alphas[t] * mean, np.sqrt(schedule.alphas[t] ** 2 * deviation**2 + schedule.sigmas[t] ** 2))  # noqa: E731
+        place = lambda t: (
+            schedule.alphas[t] * mean,
+            np.sqrt(schedule.alphas[t] ** 2 * deviation**2 + schedule.sigmas[t] ** 2),
+        )  # noqa: E731
         (m0, s0), (m1, s1) = place(start), place(end)
         return m1 + s1 * (x - m0) / s0
 
@@ -93,7 +98,9 @@ def test_first_update_by_hand():
     table = make_sampler("ddim", 2, Schedule())
     abar = Schedule().abar
     assert table.times.tolist() == [501, 1]
-    got, clean = sampler_step(row(table, 0), jnp.float32(1.0), jnp.float32(0.5), jnp.float32(0.0), jnp.float32(0.0), "epsilon")
+    got, clean = sampler_step(
+        row(table, 0), jnp.float32(1.0), jnp.float32(0.5), jnp.float32(0.0), jnp.float32(0.0), "epsilon"
+    )
     x0 = (1 - 0.5 * np.sqrt(1 - abar[501])) / np.sqrt(abar[501])
     assert float(clean) == pytest.approx(x0, rel=1e-5)
     assert float(got) == pytest.approx(np.sqrt(abar[1]) * x0 + np.sqrt(1 - abar[1]) * 0.5, rel=1e-5)
@@ -114,7 +121,9 @@ def test_one_step_and_a_thousand():
     for name in ("ddim", "euler", "dpmpp_2m"):
         for steps in (1, 2, 500):
             table = make_sampler(name, steps, Schedule())
-            assert all(np.isfinite(column).all() for column in (table.clean, table.noise, table.momentum, table.fresh_noise))
+            assert all(
+                np.isfinite(column).all() for column in (table.clean, table.noise, table.momentum, table.fresh_noise)
+            )
             assert (table.clean[-1], table.noise[-1], table.momentum[-1]) == (1, 0, 0)  # ends at the clean latents
 
 

@@ -10,7 +10,11 @@ from mafx.training.sharding import distribute_batch, make_mesh, parameter_shardi
 def test_mesh_sizes():
     assert dict(make_mesh({"data": -1, "fsdp": 4}).shape) == {"data": 2, "fsdp": 4}
     assert dict(make_mesh({"data": -1}).shape) == {"data": 8, "fsdp": 1}
-    for axes, message in (({"data": 3}, "does not fit 8 devices"), ({"model": 2}, "axes data and fsdp"), ({"data": -1, "fsdp": -1}, "-1 at most")):
+    for axes, message in (
+        ({"data": 3}, "does not fit 8 devices"),
+        ({"model": 2}, "axes data and fsdp"),
+        ({"data": -1, "fsdp": -1}, "-1 at most"),
+    ):
         with pytest.raises(ValueError, match=message):
             make_mesh(axes)
 
@@ -18,7 +22,13 @@ def test_mesh_sizes():
 def test_the_largest_axis_that_divides_is_split():
     mesh = make_mesh({"data": 2, "fsdp": 4})
     shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
-    tree = {"a": shape(3, 3, 320, 640), "b": shape(642, 320), "small": shape(320), "odd": shape(641, 321), "scalar": shape()}
+    tree = {
+        "a": shape(3, 3, 320, 640),
+        "b": shape(642, 320),
+        "small": shape(320),
+        "odd": shape(641, 321),
+        "scalar": shape(),
+    }
     got = {name: sharding.spec for name, sharding in parameter_sharding(mesh, tree).items()}
     assert got == {"a": P(None, None, None, "fsdp"), "b": P(None, "fsdp"), "small": P(), "odd": P(), "scalar": P()}
 

@@ -9,7 +9,9 @@ from mafx.training.step import flatten, unflatten
 
 
 def test_a_network_from_nothing_answers_zero_and_its_temporal_layers_change_nothing(rng):
-    params = {name: jnp.asarray(initial_value(name, x.shape, 0)) for name, x in flatten(parameter_shapes(MICRO)).items()}
+    params = {
+        name: jnp.asarray(initial_value(name, x.shape, 0)) for name, x in flatten(parameter_shapes(MICRO)).items()
+    }
     networks, flat = Animator(MICRO), {"params": unflatten(params)}
     x, text, t = jnp.asarray(rng.normal(size=(1, 3, 4, 4, 4)), jnp.float32), jnp.ones((1, 2, 16)), jnp.array([500])
     encoded = networks.apply(flat, x, t, text, method=lambda model, *args: model.unet.encode(*args, {}))

@@ -6,7 +6,9 @@ from mafx.models.temporal import TemporalConfig, TemporalTransformer, frame_sinu
 
 
 def test_sinusoid_by_hand():
-    np.testing.assert_allclose(frame_sinusoid(2, 4), [[0, 1, 0, 1], [np.sin(1), np.cos(1), np.sin(0.01), np.cos(0.01)]], rtol=1e-6)
+    np.testing.assert_allclose(
+        frame_sinusoid(2, 4), [[0, 1, 0, 1], [np.sin(1), np.cos(1), np.sin(0.01), np.cos(0.01)]], rtol=1e-6
+    )
 
 
 def make(rng, frames=5):

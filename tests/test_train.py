@@ -24,11 +24,17 @@ def config(one_device):
 
 
 def losses(workdir):
-    return [values["loss"] for line in (workdir / "metrics.jsonl").read_text().splitlines() if "loss" in (values := json.loads(line))]
+    return [
+        values["loss"]
+        for line in (workdir / "metrics.jsonl").read_text().splitlines()
+        if "loss" in (values := json.loads(line))
+    ]
 
 
 def one_step(config, params, mesh):
-    init = functools.partial(init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.float32)
+    init = functools.partial(
+        init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.float32
+    )
     state = jax.jit(init, out_shardings=parameter_sharding(mesh, jax.eval_shape(init, params)))(params)
     options = ExampleOptions(frames=config.data.frames, stride=1, size=tuple(config.data.size))
     iterator = batches(puppet_clips("train", 16, tuple(config.data.size)), options, config.batch, 0)
@@ -38,7 +44,9 @@ def one_step(config, params, mesh):
 
 def test_a_mesh_of_eight_equals_one_device(config, micro, monkeypatch):
     monkeypatch.setattr("mafx.training.sharding.SMALL", 64)  # so that these small arrays are split as well
-    settings = config("appearance", train_only=(("motion_modules", False), ("^(unet|appearance|control|text)/", True), (".*", False)))
+    settings = config(
+        "appearance", train_only=(("motion_modules", False), ("^(unet|appearance|control|text)/", True), (".*", False))
+    )
     alone, metrics = one_step(settings, micro.params, make_mesh({"data": 1}, jax.devices()[:1]))
     spread, others = one_step(settings, micro.params, make_mesh({"data": 2, "fsdp": 4}))
     kernel = spread.trainable["unet/encoder/conv_in/kernel"]
@@ -106,7 +114,9 @@ def test_going_on_is_bit_equal(config, tmp_path):
 
 
 def test_training_learns(config, tmp_path):
-    loop.train(config("appearance", steps=30, lr=3e-3, **{"schedule.prediction": "v"}), tmp_path)  # has more to learn than tiny latents
+    loop.train(
+        config("appearance", steps=30, lr=3e-3, **{"schedule.prediction": "v"}), tmp_path
+    )  # has more to learn than tiny latents
     values = losses(tmp_path)
     assert np.mean(values[-5:]) < 0.8 * np.mean(values[:3])
 

@@ -25,7 +25,9 @@ def test_residuals_enter_behind_the_skips_and_the_middle(micro, inputs):
     moved = Encoded(encoded.x, tuple(s + 0.1 for s in encoded.skips), encoded.temb, encoded.features)
     decode = lambda *args: unet.apply(params, *args, method="decode").output  # noqa: E731
     np.testing.assert_allclose(decode(encoded, text, {}, shifts), decode(moved, text, {}), atol=1e-6)
-    assert np.abs(decode(encoded, text, {}, Residuals(shifts.skips, 1 + encoded.x)) - decode(moved, text, {})).max() > 1e-3
+    assert (
+        np.abs(decode(encoded, text, {}, Residuals(shifts.skips, 1 + encoded.x)) - decode(moved, text, {})).max() > 1e-3
+    )
 
 
 def test_rematerialisation_changes_nothing_but_memory(micro, inputs):
@@ -61,7 +63,11 @@ def test_appearance_encoder_has_nothing_behind_its_last_feature(micro):
 def test_frames_of_one_image_each_share_norm_statistics(micro, inputs):
     """The denoiser's residual blocks take their statistics over all frames: a clip is not a batch of images, even without temporal layers."""
     x, t, text = inputs
-    keep = {p: v for p, v in flax.traverse_util.flatten_dict(micro.params["unet"]).items() if not any("motion" in name for name in p)}
+    keep = {
+        p: v
+        for p, v in flax.traverse_util.flatten_dict(micro.params["unet"]).items()
+        if not any("motion" in name for name in p)
+    }
     params = {"params": flax.traverse_util.unflatten_dict(keep)}
 
     def run(config, x):

@@ -16,7 +16,10 @@ def test_closed_plan_equals_the_published_windows(published):
 
 def test_borders_are_where_windows_begin_and_end():
     plan = np.array([[0, 1, 2, 3], [3, 4, 5, 6]])
-    assert np.flatnonzero(window_borders(plan)).tolist() == [2, 3]  # between 2 and 3 the second begins, between 3 and 4 the first ends
+    assert np.flatnonzero(window_borders(plan)).tolist() == [
+        2,
+        3,
+    ]  # between 2 and 3 the second begins, between 3 and 4 the first ends
     assert np.flatnonzero(window_borders(window_plan(8, 4, 0))).tolist() == [3]
     assert not window_borders(window_plan(4, 4, 1)).any()
 
@@ -49,7 +52,9 @@ def test_tapered_weights_by_hand():
     windows = window_plan(7, 4, 1, "open")
     np.testing.assert_allclose(fusion_weights(windows, 1, "tapered"), [[1, 1, 1, 0.5], [0.5, 1, 1, 1]])
     windows = window_plan(6, 4, 2, "open")  # frames 2 and 3 are shared: fading out 2/3, 1/3, and in
-    np.testing.assert_allclose(fusion_weights(windows, 2, "tapered"), [[1, 1, 2 / 3, 1 / 3], [1 / 3, 2 / 3, 1, 1]], rtol=1e-6)
+    np.testing.assert_allclose(
+        fusion_weights(windows, 2, "tapered"), [[1, 1, 2 / 3, 1 / 3], [1 / 3, 2 / 3, 1, 1]], rtol=1e-6
+    )
 
 
 def test_padding():
@@ -57,7 +62,10 @@ def test_padding():
     assert [pad_frames(n, 16, "open") for n in (1, 16, 17, 33)] == [16, 16, 17, 33]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [((0,), "at least one frame"), ((5, 4, 4), "less than the window"), ((9, 4, 1, "x"), "unknown")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0,), "at least one frame"), ((5, 4, 4), "less than the window"), ((9, 4, 1, "x"), "unknown")],
+)
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         window_plan(*arguments)

@@ -43,7 +43,9 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):
     """What the data sets share. MANUAL_DOWNLOAD_INSTRUCTIONS says what `find` looks for."""
 
     VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded, and to find that out tensorflow-datasets needs a package it does not install
+    url_infos = (
+        None  # nothing is downloaded, and to find that out tensorflow-datasets needs a package it does not install
+    )
     min_frames = 16
 
     @abc.abstractmethod
@@ -59,7 +61,11 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _shard_iterators_per_split(self, dl_manager):
         folder = Path(dl_manager.manual_dir)
-        raws = [(split, raw, self.staging / split / f"{raw.name}.zip") for split, found in self.find(folder).items() for raw in found]
+        raws = [
+            (split, raw, self.staging / split / f"{raw.name}.zip")
+            for split, found in self.find(folder).items()
+            for raw in found
+        ]
         if not raws:
             raise InputError(f"expected {self.MANUAL_DOWNLOAD_INSTRUCTIONS} in {folder}, found none of that")
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -73,13 +79,17 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):
             else:
                 shards.setdefault(split, []).append(functools.partial(examples, raw, path, kept))
                 clips.setdefault(split, []).extend([name for _, name in kept] if raw.kind == "images" else [raw.name])
-            left_out += [{"split": split, "clip": raw.name, "frame": frame, "reason": reason} for frame, reason in reasons]
+            left_out += [
+                {"split": split, "clip": raw.name, "frame": frame, "reason": reason} for frame, reason in reasons
+            ]
         if not shards:
             raise InputError(f"expected clips in {folder} that can be used, found none: {summary(left_out)}")
         report = {"min_frames": self.min_frames, "clips": clips, "left_out": left_out}
         (self.data_path / "report.json").write_text(json.dumps(report, indent=1))
         # tensorflow-datasets shows no progress of its own here.
-        return {split: tqdm(found, f"{self.name}, {split}", unit="shard", delay=1e-3) for split, found in shards.items()}
+        return {
+            split: tqdm(found, f"{self.name}, {split}", unit="shard", delay=1e-3) for split, found in shards.items()
+        }
 
 
 def summary(left_out: list[dict]) -> str:
@@ -94,11 +104,16 @@ class TikTok(Records):
     """Dances (Jafarian and Park, 2021), split as by DisCo."""
 
     name = "tiktok"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "TikTok_dataset/00001/images/0001.png, TikTok_dataset/00001/densepose/0001.png and so on"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "TikTok_dataset/00001/images/0001.png, TikTok_dataset/00001/densepose/0001.png and so on"
+    )
 
     def find(self, folder: Path) -> dict[str, list[Raw]]:
         clips = [raw for raw in find_raw(inside(folder, "TikTok_dataset"), "iuv") if raw.name.isdigit()]
-        return {"train": [raw for raw in clips if int(raw.name) <= 334], "test": [raw for raw in clips if int(raw.name) > 334]}
+        return {
+            "train": [raw for raw in clips if int(raw.name) <= 334],
+            "test": [raw for raw in clips if int(raw.name) > 334],
+        }
 
 
 class TedTalks(Records):
@@ -116,14 +131,18 @@ class Clips(Records):
     """Clips of one's own. Where they are not split already, every tenth is for testing, or else the last."""
 
     name = "clips"
-    MANUAL_DOWNLOAD_INSTRUCTIONS = "folders with images/ and densepose/, or NAME.mp4 beside NAME_densepose.mp4, or train/ and test/ with such"
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "folders with images/ and densepose/, or NAME.mp4 beside NAME_densepose.mp4, or train/ and test/ with such"
+    )
 
     def find(self, folder: Path) -> dict[str, list[Raw]]:
         if all((folder / split).is_dir() for split in ("train", "test")):
             return {split: find_raw(folder / split) for split in ("train", "test")}
         clips = find_raw(folder)
         if len(clips) == 1:
-            raise InputError(f'expected clips to train on and to test with in {folder}, found one; give it as the data set "folder" of the config')
+            raise InputError(
+                f'expected clips to train on and to test with in {folder}, found one; give it as the data set "folder" of the config'
+            )
         tested = clips[9::10] or clips[-1:]
         return {"train": [raw for raw in clips if raw not in tested], "test": tested}
 
@@ -174,14 +193,20 @@ def prepare(name: str, manual_dir: Path, data_dir: Path, min_frames: int = 16) -
         builder.min_frames = max(1, min_frames)
     config = tfds.download.DownloadConfig(manual_dir=manual_dir)
     try:
-        for killed in builder.data_path.parent.glob("incomplete.*"):  # half of the records, where a preparation could not clean up
+        for killed in builder.data_path.parent.glob(
+            "incomplete.*"
+        ):  # half of the records, where a preparation could not clean up
             killed.rmtree()
         builder.download_and_prepare(download_dir=builder.staging / "downloads", download_config=config)
         shutil.rmtree(builder.staging)
     except OSError as error:
         raise InputError(f"cannot prepare {name} in {data_dir}: {error}") from error
     report = read_report(builder)
-    log.info("Prepared %s: %s clips.", name, " and ".join(f"{len(clips)} {split}" for split, clips in report["clips"].items()))
+    log.info(
+        "Prepared %s: %s clips.",
+        name,
+        " and ".join(f"{len(clips)} {split}" for split, clips in report["clips"].items()),
+    )
     if report["left_out"]:
         log.warning("Left out, in full in %s: %s.", builder.data_path / "report.json", summary(report["left_out"]))
     return builder
@@ -206,11 +231,16 @@ class RecordClip:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Frames and renders, both uint8 `f H W 3`."""
-        undecoded = {"image": tfds.decode.SkipDecoding(), "motion": tfds.decode.SkipDecoding()}  # media reads more kinds of pictures
+        undecoded = {
+            "image": tfds.decode.SkipDecoding(),
+            "motion": tfds.decode.SkipDecoding(),
+        }  # media reads more kinds of pictures
         records = range(self.first, self.first + self.frames)
         serialized = open_shard(self.shard).__getitems__([records[i] for i in indices])
         found = [FEATURES.deserialize_example_np(x, decoders=undecoded) for x in serialized]
-        video, motion = (np.stack([media.read_image(io.BytesIO(x[kind])) for x in found]) for kind in ("image", "motion"))
+        video, motion = (
+            np.stack([media.read_image(io.BytesIO(x[kind])) for x in found]) for kind in ("image", "motion")
+        )
         return video, motion
 
 
@@ -227,7 +257,9 @@ def record_clips(name: str, data_dir: Path, split: str) -> list[RecordClip]:
         raise InputError(f"expected {name} prepared in {data_dir}, found nothing; run {command}")
     clips = read_report(builder)["clips"]
     if split not in clips:
-        raise InputError(f"expected clips to {split} with in {builder.data_dir}, found only some to {' and '.join(clips)} with")
+        raise InputError(
+            f"expected clips to {split} with in {builder.data_dir}, found only some to {' and '.join(clips)} with"
+        )
     names, info, found = iter(clips[split]), builder.info.splits[split], []
     for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
         frames = 1 if name == "images" else length

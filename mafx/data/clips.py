@@ -66,11 +66,16 @@ class FolderClip:
     fps: Fraction = media.DEFAULT_FPS
 
     def __post_init__(self):
-        images, renders = ({p.name for p in (self.path / kind).glob("*") if p.suffix in media.PICTURES} for kind in ("images", "densepose"))
+        images, renders = (
+            {p.name for p in (self.path / kind).glob("*") if p.suffix in media.PICTURES}
+            for kind in ("images", "densepose")
+        )
         if not images or images != renders:
             odd = sorted(images ^ renders)
             found = f"only one of them for {', '.join(odd[:3])}" if odd else "none"
-            raise InputError(f"expected pictures of equal names in {self.path}/images and {self.path}/densepose, found {found}")
+            raise InputError(
+                f"expected pictures of equal names in {self.path}/images and {self.path}/densepose, found {found}"
+            )
         object.__setattr__(self, "_names", sorted(images)[self.first : self.last])
 
     @property
@@ -83,5 +88,7 @@ class FolderClip:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         names = [self._names[i] for i in indices]
-        video, motion = (np.stack([media.read_image(self.path / kind / name) for name in names]) for kind in ("images", "densepose"))
+        video, motion = (
+            np.stack([media.read_image(self.path / kind / name) for name in names]) for kind in ("images", "densepose")
+        )
         return video, motion

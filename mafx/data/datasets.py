@@ -21,7 +21,9 @@ def find_clips(settings: ml_collections.ConfigDict, split: str) -> list[Clip]:
         return puppet_clips(split, settings[f"{split}_clips"], tuple(settings.size))
     if settings.name == "folder":
         if not settings.train_frames:
-            raise InputError("config.data.train_frames: expected how many of the folder's frames are for training, found nothing")
+            raise InputError(
+                "config.data.train_frames: expected how many of the folder's frames are for training, found nothing"
+            )
         first, last = {"train": (0, settings.train_frames), "test": (settings.train_frames, None)}[split]
         return [FolderClip(Path(settings.path), first, last)]
     from mafx.data.builders import record_clips  # noqa: PLC0415 (slow to import)

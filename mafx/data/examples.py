@@ -62,11 +62,18 @@ def draw_example(clip: Clip, options: ExampleOptions, rng: np.random.Generator) 
     reference = int(rng.choice(far)) if len(far) else int(rng.integers(clip.frames))
     reference = 0 if options.reference == "first" else reference
     flip = options.flip and bool(rng.random() < 0.5)
-    return read_example(clip, reference, target, options, flip, tuple(rng.random(2)) if options.crop == "random" else (0.5, 0.5))
+    return read_example(
+        clip, reference, target, options, flip, tuple(rng.random(2)) if options.crop == "random" else (0.5, 0.5)
+    )
 
 
 def read_example(
-    clip: Clip, reference: int, target: np.ndarray, options: ExampleOptions, flip: bool = False, at: tuple[float, float] = (0.5, 0.5)
+    clip: Clip,
+    reference: int,
+    target: np.ndarray,
+    options: ExampleOptions,
+    flip: bool = False,
+    at: tuple[float, float] = (0.5, 0.5),
 ) -> dict[str, np.ndarray]:
     """The example with given frames; `at` is where the crop lies between top and bottom, left and right."""
     video, motion = clip.read(np.append(reference, target))
@@ -102,7 +109,10 @@ class Examples:
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         share = self.batch // self.processes
         number = self.start + i // share * self.batch + self.process * share + i % share
-        kind, rng = np.random.default_rng([self.seed, 0, number // self.batch]).random(), np.random.default_rng([self.seed, 1, number])
+        kind, rng = (
+            np.random.default_rng([self.seed, 0, number // self.batch]).random(),
+            np.random.default_rng([self.seed, 1, number]),
+        )
         single = dataclasses.replace(self.options, frames=1)
         if kind < self.joint.images:
             return draw_example(self.images[int(rng.integers(len(self.images)))], single, rng)

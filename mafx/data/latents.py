@@ -42,21 +42,29 @@ class LatentClip:
         return np.load(self.path, mmap_mode="r")[indices], self.clip.read(indices)[1]
 
 
-def cache_latents(clips: Sequence[Clip], encode: Callable[[jax.Array], jax.Array], options: ExampleOptions, folder: Path) -> list[LatentClip]:
+def cache_latents(
+    clips: Sequence[Clip], encode: Callable[[jax.Array], jax.Array], options: ExampleOptions, folder: Path
+) -> list[LatentClip]:
     """Encode the clips that `folder` does not hold yet, each process its share. `encode`: images `b H W 3` in [-1, 1] -> latents `b h w c`."""
     folder.mkdir(parents=True, exist_ok=True)
     cached = [LatentClip(clip, folder / f"{clip.name.replace('/', '_')}.npy") for clip in clips]
     h, w, c = jax.eval_shape(encode, jnp.zeros((CHUNK, *options.size, 3))).shape[1:]
     for x in cached:
         if x.path.exists() and (found := np.load(x.path, mmap_mode="r").shape) != (x.frames, h, w, c):
-            raise InputError(f"expected latents of shape {(x.frames, h, w, c)} in {x.path}, found {found}: give another config.data.latent_cache")
+            raise InputError(
+                f"expected latents of shape {(x.frames, h, w, c)} in {x.path}, found {found}: give another config.data.latent_cache"
+            )
     missing = [x for x in cached[jax.process_index() :: jax.process_count()] if not x.path.exists()]
     for x in tqdm(missing, desc="latents", unit="clip", disable=not missing):
         video = x.clip.read(np.arange(x.frames))[0]
         frames = np.stack([media.fit(frame, options.size) for frame in video])
         chunks = [frames[i : i + CHUNK] for i in range(0, len(frames), CHUNK)]
-        padded = (np.concatenate([chunk, np.repeat(chunk[-1:], CHUNK - len(chunk), axis=0)]) for chunk in chunks)  # one shape to compile
-        latents = np.concatenate([np.asarray(encode(jnp.asarray(chunk, jnp.float32) / 127.5 - 1), np.float16) for chunk in padded])
+        padded = (
+            np.concatenate([chunk, np.repeat(chunk[-1:], CHUNK - len(chunk), axis=0)]) for chunk in chunks
+        )  # one shape to compile
+        latents = np.concatenate(
+            [np.asarray(encode(jnp.asarray(chunk, jnp.float32) / 127.5 - 1), np.float16) for chunk in padded]
+        )
         part = x.path.with_suffix(".part.npy")  # whole or not there
         np.save(part, latents[: x.frames])
         part.rename(x.path)

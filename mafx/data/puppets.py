@@ -31,7 +31,9 @@ class Cloth:
 
     def colour(self, along: np.ndarray, around: np.ndarray, front: np.ndarray) -> np.ndarray:
         """Colours `p 3` at surface coordinates `p`: `along` in [0, 1], `around` in radians from the body's front."""
-        phase = {"plain": 0 * along, "hoops": along, "stripes": around / np.pi, "dots": along}[self.pattern] * self.repeats
+        phase = {"plain": 0 * along, "hoops": along, "stripes": around / np.pi, "dots": along}[
+            self.pattern
+        ] * self.repeats
         marked = np.sin(2 * np.pi * phase) > 0.3
         if self.pattern == "dots":
             marked = (np.sin(2 * np.pi * phase) > 0) & (np.sin(2 * self.repeats * around) > 0)
@@ -53,7 +55,9 @@ class Identity:
     height: float
     width: float
     head: float
-    background: tuple[np.ndarray, ...]  # colours of the wall's two ends, of the floor, and waves `k 5`: direction, phase, amplitude, hue
+    background: tuple[
+        np.ndarray, ...
+    ]  # colours of the wall's two ends, of the floor, and waves `k 5`: direction, phase, amplitude, hue
 
     @classmethod
     def draw(cls, seed: int) -> "Identity":
@@ -98,7 +102,22 @@ class Movement:
     phase: np.ndarray
     turn: tuple[float, float, float]  # start, radians per second, swing
 
-    ANGLES = ("arm_r", "arm_l", "raise_r", "raise_l", "elbow_r", "elbow_l", "leg_r", "leg_l", "spread", "knee_r", "knee_l", "lean", "nod", "sway")
+    ANGLES = (
+        "arm_r",
+        "arm_l",
+        "raise_r",
+        "raise_l",
+        "elbow_r",
+        "elbow_l",
+        "leg_r",
+        "leg_l",
+        "spread",
+        "knee_r",
+        "knee_l",
+        "lean",
+        "nod",
+        "sway",
+    )
 
     @classmethod
     def draw(cls, seed: int) -> "Movement":
@@ -177,9 +196,13 @@ def skeleton(identity: Identity, angles: dict[str, float]) -> list[Capsule]:
         add(f"foot_{s}", ankle + np.array([0, -0.02, 0]), ankle + np.array([0, -0.045, 0.12]), 0.06, 0.05)
 
     scale = identity.height
-    floor = np.array([angles["sway"], -0.92 + 0.86 * scale, 0])  # the feet of a standing puppet touch the floor whatever its height
+    floor = np.array(
+        [angles["sway"], -0.92 + 0.86 * scale, 0]
+    )  # the feet of a standing puppet touch the floor whatever its height
     place = lambda p: _rotate_yaw(p, angles["yaw"]) * scale + floor  # noqa: E731
-    return [Capsule(part, place(start), place(end), tuple(r * scale for r in radii)) for part, start, end, radii in parts]
+    return [
+        Capsule(part, place(start), place(end), tuple(r * scale for r in radii)) for part, start, end, radii in parts
+    ]
 
 
 def _limb(swing: float, spread: float) -> np.ndarray:
@@ -191,7 +214,10 @@ def render(identity: Identity, angles: dict[str, float], size: tuple[int, int]) 
     """Draw a pose: the picture, uint8 `H W 3`, and its DensePose labels, uint8 `H W` (0 where the background shows)."""
     H, W = size
     unit = min(H, W) / 2  # pixels
-    ys, xs = ((H / 2 - 0.5 - np.arange(H)) / unit).astype(np.float32), ((np.arange(W) - W / 2 + 0.5) / unit).astype(np.float32)
+    ys, xs = (
+        ((H / 2 - 0.5 - np.arange(H)) / unit).astype(np.float32),
+        ((np.arange(W) - W / 2 + 0.5) / unit).astype(np.float32),
+    )
     picture = _background(identity, ys, xs)
     labels = np.zeros(size, np.uint8)
     depth = np.full(size, -np.inf, np.float32)
@@ -232,13 +258,17 @@ def _background(identity: Identity, ys: np.ndarray, xs: np.ndarray) -> np.ndarra
     across = ((xs + 1) / 2).clip(0, 1)[None, :, None]
     picture = np.broadcast_to((1 - across) * left + across * right, (len(ys), len(xs), 3)).astype(np.float32)
     for kx, ky, phase, amplitude, hue in waves.astype(np.float32):
-        picture = picture + amplitude * np.sin(kx * xs[None, :] + ky * ys[:, None] + phase)[..., None] * np.cos(hue + np.arange(3, dtype=np.float32))
+        picture = picture + amplitude * np.sin(kx * xs[None, :] + ky * ys[:, None] + phase)[..., None] * np.cos(
+            hue + np.arange(3, dtype=np.float32)
+        )
     ground = ys < -0.8
     picture[ground] = floor + 0.3 * (picture[ground] - picture.mean((0, 1)))
     return picture
 
 
-def _head_colour(identity: Identity, along: np.ndarray, up: np.ndarray, ahead: np.ndarray, sideways: np.ndarray) -> np.ndarray:
+def _head_colour(
+    identity: Identity, along: np.ndarray, up: np.ndarray, ahead: np.ndarray, sideways: np.ndarray
+) -> np.ndarray:
     hairy = (ahead < -0.1) | (up > 0.55) if identity.long_hair else (ahead < -0.35) & (up > -0.3) | (up > 0.65)
     hairy &= along > 0.3  # not the neck
     eyes = (ahead > 0.5) & (np.abs(np.abs(sideways) - 0.38) < 0.13) & (np.abs(up - 0.12) < 0.12) & (along > 0.5)
@@ -258,4 +288,11 @@ def _body_colour(identity: Identity, part: str, along: np.ndarray, around: np.nd
     return cloth.colour(along, around, front)
 
 
-STANDING = dict.fromkeys(Movement.ANGLES, 0.0) | {"raise_r": 0.35, "raise_l": 0.35, "elbow_r": 0.2, "elbow_l": 0.2, "spread": 0.12, "yaw": 0.0}
+STANDING = dict.fromkeys(Movement.ANGLES, 0.0) | {
+    "raise_r": 0.35,
+    "raise_l": 0.35,
+    "elbow_r": 0.2,
+    "elbow_l": 0.2,
+    "spread": 0.12,
+    "yaw": 0.0,
+}

@@ -66,7 +66,9 @@ def read_raw(raw: Raw) -> Iterator[tuple[str, Frame, Frame]]:
     decoded = (media.ffmpeg_frames(x[""]) for x in (raw.images, raw.renders))
     for i, (image, render) in enumerate(itertools.zip_longest(*decoded)):
         if image is None or render is None:
-            raise InputError(f"expected as many frames as renders, found that the {'frames' if image is None else 'renders'} end after {i}")
+            raise InputError(
+                f"expected as many frames as renders, found that the {'frames' if image is None else 'renders'} end after {i}"
+            )
         yield str(i), image, render
 
 
@@ -76,7 +78,9 @@ def check_frame(image: Frame, render: Frame, kind: str) -> tuple[np.ndarray, np.
         raise InputError(f"there is no {'image' if image is None else 'render'} of this name")
     image, render = (media.read_image(x) if isinstance(x, Path) else x for x in (image, render))
     if image.shape != render.shape:
-        raise InputError("expected image and render of one size, found {}x{} and {}x{}".format(*image.shape[:2], *render.shape[:2]))
+        raise InputError(
+            "expected image and render of one size, found {}x{} and {}x{}".format(*image.shape[:2], *render.shape[:2])
+        )
     if kind == "iuv":  # its channels, read as RGB, are V, U, I
         if (highest := render[..., 2].max()) >= PARTS:
             raise InputError(f"expected an IUV render with parts 0 to {PARTS - 1} in its blue channel, found {highest}")
@@ -115,10 +119,17 @@ def stage(raw: Raw, path: Path) -> dict:
                         Image.fromarray(pixels).save(file, "JPEG", quality=95, subsampling=0)
         except InputError as error:
             frames, left_out = [], [(None, str(error))]
-        runs = [[(i, name) for i, (name, _) in run] for size, run in itertools.groupby(enumerate(frames), lambda x: x[1][1]) if size]
+        runs = [
+            [(i, name) for i, (name, _) in run]
+            for size, run in itertools.groupby(enumerate(frames), lambda x: x[1][1])
+            if size
+        ]
         good = list(itertools.chain(*runs))
         kept = good if raw.kind == "images" else max(runs, key=len, default=[])
-        left_out += [(name, "outside the longest unbroken run of good frames of one size") for _, name in sorted({*good} - {*kept})]
+        left_out += [
+            (name, "outside the longest unbroken run of good frames of one size")
+            for _, name in sorted({*good} - {*kept})
+        ]
         staged = {"fingerprint": fingerprint, "kept": kept, "left_out": left_out}
         archive.writestr("clip.json", json.dumps(staged))
     part.rename(path)

@@ -17,7 +17,9 @@ class Corruption:
     target: jax.Array
 
 
-def corrupt(key: jax.Array, latents: jax.Array, schedule: Schedule, noise_offset: float = 0.0, time_shift: float = 1.0) -> Corruption:
+def corrupt(
+    key: jax.Array, latents: jax.Array, schedule: Schedule, noise_offset: float = 0.0, time_shift: float = 1.0
+) -> Corruption:
     """Noise `b f h w c` at one random time per example, the same for all its frames.
 
     `time_shift` above 1 draws late times more often: u in [0, 1) becomes s u / (1 + (s - 1) u) (*Scaling Rectified Flow Transformers*,
@@ -31,7 +33,9 @@ def corrupt(key: jax.Array, latents: jax.Array, schedule: Schedule, noise_offset
     if noise_offset:
         b, f, _, _, c = latents.shape
         noise = noise + noise_offset * jax.random.normal(offset_key, (b, f, 1, 1, c))
-    alpha, sigma = (jnp.asarray(x, jnp.float32)[times][:, None, None, None, None] for x in (schedule.alphas, schedule.sigmas))
+    alpha, sigma = (
+        jnp.asarray(x, jnp.float32)[times][:, None, None, None, None] for x in (schedule.alphas, schedule.sigmas)
+    )
     targets = {"epsilon": noise, "v": velocity(latents, noise, alpha, sigma), "sample": latents}
     return Corruption(add_noise(latents, noise, alpha, sigma), times, targets[schedule.prediction])
 

@@ -39,7 +39,10 @@ class SamplerTable:
         length = -(-steps // -(-steps // most))
         for start in range(0, steps, length):
             number = np.minimum(np.arange(start, start + length), steps - 1)
-            columns = {name: getattr(self, name)[number] for name in ("alpha", "sigma", "clean", "noise", "momentum", "fresh_noise")}
+            columns = {
+                name: getattr(self, name)[number]
+                for name in ("alpha", "sigma", "clean", "noise", "momentum", "fresh_noise")
+            }
             yield columns | {"time": self.times[number].astype(np.int32), "number": number.astype(np.int32)}, start
 
 
@@ -84,7 +87,9 @@ def sampler_step(
 ) -> tuple[jax.Array, jax.Array]:
     """One update of latents of any shape: the next latents and this step's x_0, to be given as `previous` to the next step."""
     clean, eps = signal_and_noise(x, output, row["alpha"], row["sigma"], prediction)
-    update = row["clean"] * clean + row["noise"] * eps + row["momentum"] * (clean - previous) + row["fresh_noise"] * noise
+    update = (
+        row["clean"] * clean + row["noise"] * eps + row["momentum"] * (clean - previous) + row["fresh_noise"] * noise
+    )
     return update, clean
 
 

@@ -35,7 +35,9 @@ class Schedule:
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction {self.prediction!r} is unknown, expected one of {', '.join(PREDICTIONS)}")
         if self.zero_terminal_snr and self.prediction == "epsilon":
-            raise ValueError("with zero_terminal_snr the last time is pure noise, from which epsilon says nothing: use prediction 'v' or 'sample'")
+            raise ValueError(
+                "with zero_terminal_snr the last time is pure noise, from which epsilon says nothing: use prediction 'v' or 'sample'"
+            )
 
     @property
     def abar(self) -> np.ndarray:
@@ -61,7 +63,9 @@ class Schedule:
         return np.sqrt(1 - self.abar)
 
 
-def signal_and_noise(x: jax.Array, output: jax.Array, alpha: jax.Array, sigma: jax.Array, prediction: str) -> tuple[jax.Array, jax.Array]:
+def signal_and_noise(
+    x: jax.Array, output: jax.Array, alpha: jax.Array, sigma: jax.Array, prediction: str
+) -> tuple[jax.Array, jax.Array]:
     """What a network's output says of a noisy latent: its clean part x_0 and its noise eps, shapes as x."""
     if prediction == "v":
         return alpha * x - sigma * output, alpha * output + sigma * x

@@ -15,7 +15,9 @@ def window_plan(frames: int, size: int = 16, overlap: int = 4, plan: str = "clos
     if frames < 1 or size < 1:
         raise ValueError(f"expected at least one frame and a window of at least one, found {frames} and {size}")
     if not 0 <= overlap < size:
-        raise ValueError(f"expected an overlap of at least 0 and less than the window of {size} frames, found {overlap}")
+        raise ValueError(
+            f"expected an overlap of at least 0 and less than the window of {size} frames, found {overlap}"
+        )
     if frames <= size:
         return np.arange(frames)[None]
     if plan == "closed":

@@ -90,12 +90,21 @@ def _frames(video: np.ndarray, batch: int = 16) -> Iterator[np.ndarray]:
 
 def _windows(size: int, scale: Callable[[np.ndarray], np.ndarray], video: np.ndarray) -> Iterator[np.ndarray]:
     """Every 16 neighbouring frames, `1 f h w c`, resized bicubically, each channel by itself and without rounding."""
-    resize = lambda channel: np.asarray(Image.fromarray(channel.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC))  # noqa: E731
-    frames = scale(np.stack([np.stack([resize(frame[..., c]) for c in range(3)], -1) for frame in video])).astype(np.float32)
+    resize = lambda channel: np.asarray(
+        Image.fromarray(channel.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC)
+    )  # noqa: E731
+    frames = scale(np.stack([np.stack([resize(frame[..., c]) for c in range(3)], -1) for frame in video])).astype(
+        np.float32
+    )
     return (frames[None, i : i + WINDOW] for i in range(len(frames) - WINDOW + 1))
 
 
-INPUT_SHAPES = {"lpips": (1, 32, 32, 3), "fid": (1, 299, 299, 3), "fid_vid": (1, WINDOW, 112, 112, 3), "fvd": (1, WINDOW, 224, 224, 3)}
+INPUT_SHAPES = {
+    "lpips": (1, 32, 32, 3),
+    "fid": (1, 299, 299, 3),
+    "fid_vid": (1, WINDOW, 112, 112, 3),
+    "fvd": (1, WINDOW, 224, 224, 3),
+}
 INPUTS = {
     "fid": _frames,
     "fid_vid": functools.partial(_windows, 112, lambda x: x - np.array(KINETICS_MEAN, np.float32)),
@@ -108,7 +117,11 @@ def read_network(name: str, paths: Sequence[Path]) -> dict[str, jax.Array]:
     tensors = {}
     for path in paths:
         file = open_tensors(path)
-        tensors |= {key.removeprefix("module."): jnp.asarray(file.read(key)) for key in file.shapes if not any(part in key for part in UNUSED)}
+        tensors |= {
+            key.removeprefix("module."): jnp.asarray(file.read(key))
+            for key in file.shapes
+            if not any(part in key for part in UNUSED)
+        }
     used, picture = _Used(tensors), jax.ShapeDtypeStruct(INPUT_SHAPES[name], jnp.float32)
     expected = f"{' and '.join(path.name for path in paths)}: expected the network of {name}"
     try:
@@ -151,6 +164,13 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """
     if min(len(a), len(b)) < 2:
         return math.nan
-    (mean_a, a), (mean_b, b) = ((x.mean(0), (x - x.mean(0)) / np.sqrt(len(x) - 1)) for x in (a.astype(np.float64), b.astype(np.float64)))
+    (mean_a, a), (mean_b, b) = (
+        (x.mean(0), (x - x.mean(0)) / np.sqrt(len(x) - 1)) for x in (a.astype(np.float64), b.astype(np.float64))
+    )
     roots = np.linalg.qr(a, "r") @ np.linalg.qr(b, "r").T
-    return float(np.square(mean_a - mean_b).sum() + np.square(a).sum() + np.square(b).sum() - 2 * np.linalg.svd(roots, compute_uv=False).sum())
+    return float(
+        np.square(mean_a - mean_b).sum()
+        + np.square(a).sum()
+        + np.square(b).sum()
+        - 2 * np.linalg.svd(roots, compute_uv=False).sum()
+    )

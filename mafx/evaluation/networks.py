@@ -21,7 +21,9 @@ def conv(w: Tensors, name: str, x: jax.Array, stride: Sizes = 1, padding: Sizes 
     axes = kernel.ndim - 2
     if not isinstance(padding, str):
         padding = [(p, p) for p in _each(padding, axes)]
-    x = lax.conv_general_dilated(x, kernel, _each(stride, axes), padding, dimension_numbers=LAYOUTS[axes], precision="highest")
+    x = lax.conv_general_dilated(
+        x, kernel, _each(stride, axes), padding, dimension_numbers=LAYOUTS[axes], precision="highest"
+    )
     return x + w[f"{name}.bias"].reshape((1,) * (axes + 1) + (-1,)) if f"{name}.bias" in w else x
 
 
@@ -57,7 +59,9 @@ VGG_STAGES = ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28))
 
 def lpips(w: Tensors, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Perceptual distance of pictures in [-1, 1]: LPIPS, float32 `b`, and a map of it, `b h w` (`spatial=True` of the library)."""
-    shift, scale = (jnp.array(x, jnp.float32).reshape(1, 1, 1, 3) for x in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)))
+    shift, scale = (
+        jnp.array(x, jnp.float32).reshape(1, 1, 1, 3) for x in ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450))
+    )
     x, layers = (jnp.concatenate([a, b]) - shift) / scale, []
     for i, stage in enumerate(VGG_STAGES):
         x = x if i == 0 else max_pool(x, 2, 2)
@@ -65,7 +69,9 @@ def lpips(w: Tensors, a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]
             x = jax.nn.relu(conv(w, f"features.{layer}", x, padding=1))
         unit = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10)
         layers.append(conv(w, f"lin{i}.model.1", jnp.square(unit[: len(a)] - unit[len(a) :]))[..., 0])
-    return sum(layer.mean((1, 2)) for layer in layers), sum(jax.image.resize(layer, a.shape[:3], "bilinear") for layer in layers)
+    return sum(layer.mean((1, 2)) for layer in layers), sum(
+        jax.image.resize(layer, a.shape[:3], "bilinear") for layer in layers
+    )
 
 
 # -- FID (*GANs Trained by a Two Time-Scale Update Rule*, arXiv 1706.08500): Inception as TensorFlow had it in 2015, in the port of `pytorch-fid`
@@ -95,11 +101,19 @@ def inception(w: Tensors, x: jax.Array) -> jax.Array:
 
     def block_b(x: jax.Array, name: str) -> jax.Array:
         double = chain(x, name, ("branch3x3dbl_1", 0), ("branch3x3dbl_2", 1))
-        return jnp.concatenate([unit(x, f"{name}.branch3x3", 2), unit(double, f"{name}.branch3x3dbl_3", 2), max_pool(x, 3, 2)], -1)
+        return jnp.concatenate(
+            [unit(x, f"{name}.branch3x3", 2), unit(double, f"{name}.branch3x3dbl_3", 2), max_pool(x, 3, 2)], -1
+        )
 
     def block_c(x: jax.Array, name: str) -> jax.Array:
         wide, tall = (0, 3), (3, 0)
-        double = [("branch7x7dbl_1", 0), ("branch7x7dbl_2", tall), ("branch7x7dbl_3", wide), ("branch7x7dbl_4", tall), ("branch7x7dbl_5", wide)]
+        double = [
+            ("branch7x7dbl_1", 0),
+            ("branch7x7dbl_2", tall),
+            ("branch7x7dbl_3", wide),
+            ("branch7x7dbl_4", tall),
+            ("branch7x7dbl_5", wide),
+        ]
         return jnp.concatenate(
             [
                 chain(x, name, ("branch1x1", 0)),
@@ -113,7 +127,9 @@ def inception(w: Tensors, x: jax.Array) -> jax.Array:
     def block_d(x: jax.Array, name: str) -> jax.Array:
         one = chain(x, name, ("branch3x3_1", 0))
         two = chain(x, name, ("branch7x7x3_1", 0), ("branch7x7x3_2", (0, 3)), ("branch7x7x3_3", (3, 0)))
-        return jnp.concatenate([unit(one, f"{name}.branch3x3_2", 2), unit(two, f"{name}.branch7x7x3_4", 2), max_pool(x, 3, 2)], -1)
+        return jnp.concatenate(
+            [unit(one, f"{name}.branch3x3_2", 2), unit(two, f"{name}.branch7x7x3_4", 2), max_pool(x, 3, 2)], -1
+        )
 
     def block_e(x: jax.Array, name: str, pooled: jax.Array) -> jax.Array:
         def fork(y: jax.Array, stem: str) -> list[jax.Array]:

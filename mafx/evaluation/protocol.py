@@ -30,13 +30,17 @@ HIGHER_IS_BETTER = ("psnr", "psnr_legacy", "ssim")
 Scores = dict[str, float]  # names of measures -> values; "_person" behind those inside the person's mask
 
 
-def score(video: np.ndarray, truth: np.ndarray, labels: np.ndarray, shown: np.ndarray, borders: np.ndarray | None = None) -> Scores:
+def score(
+    video: np.ndarray, truth: np.ndarray, labels: np.ndarray, shown: np.ndarray, borders: np.ndarray | None = None
+) -> Scores:
     """All measures of one video; uint8 `f H W 3`, labels of the truth `f H W` and of the reference `H W`, the windows' `borders`, bool `f - 1`."""
     person = labels > 0
     values = {}
     for measure in FRAME_MEASURES:
         values[measure.__name__] = np.mean([measure(a, b) for a, b in zip(video, truth, strict=True)])
-        inside = [measure(a, b, mask) if mask.any() else math.nan for a, b, mask in zip(video, truth, person, strict=True)]
+        inside = [
+            measure(a, b, mask) if mask.any() else math.nan for a, b, mask in zip(video, truth, person, strict=True)
+        ]
         values[f"{measure.__name__}_person"] = metrics.mean_of_defined(inside)
     for name, mask in (("difference_error", None), ("difference_error_person", person)):
         changes = metrics.difference_error(video, truth, mask)
@@ -51,7 +55,14 @@ def score(video: np.ndarray, truth: np.ndarray, labels: np.ndarray, shown: np.nd
 
 
 def evaluate(
-    model: Model, clips: Sequence[Clip], out: Path, options: ExampleOptions, frames: int | None, which: dict, settings: dict, networks: Networks
+    model: Model,
+    clips: Sequence[Clip],
+    out: Path,
+    options: ExampleOptions,
+    frames: int | None,
+    which: dict,
+    settings: dict,
+    networks: Networks,
 ) -> dict:
     """Animate and measure `clips`, at most `frames` frames of each behind the first, and write `out`.
 
@@ -59,14 +70,20 @@ def evaluate(
     that they are for. With several processes each takes every so many-th clip; all see the same folder. Returns what metrics.json holds, on every
     process. Raises InputError where `out` has results of other settings.
     """
-    said = {"frames": frames, "stride": options.stride, "size": list(options.size), "split": [clip.name for clip in clips]} | which | settings
+    said = (
+        {"frames": frames, "stride": options.stride, "size": list(options.size), "split": [clip.name for clip in clips]}
+        | which
+        | settings
+    )
     said["networks"] = [name for name in FILES if name in networks]
     for folder in ("clips", "videos", "features"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for path in (out / "clips").glob("*.json"):
         if (found := json.loads(path.read_text())["settings"]) != said:
             odd = next(name for name in said if found.get(name) != said[name])
-            raise InputError(f"{out} has results of other settings ({odd}: {found.get(odd)!r}, now {said[odd]!r}); choose another --out or remove it")
+            raise InputError(
+                f"{out} has results of other settings ({odd}: {found.get(odd)!r}, now {said[odd]!r}); choose another --out or remove it"
+            )
     process, processes = jax.process_index(), jax.process_count()
     done = {clip.name: out / "clips" / f"{clip.name}.json" for clip in clips}
     for clip in tqdm(clips[process::processes], desc="evaluating", unit="clip", disable=process > 0):
@@ -88,7 +105,13 @@ def evaluate(
 
 
 def measure(
-    model: Model, clip: Clip, targets: np.ndarray, out: Path, options: ExampleOptions, settings: dict, networks: Networks
+    model: Model,
+    clip: Clip,
+    targets: np.ndarray,
+    out: Path,
+    options: ExampleOptions,
+    settings: dict,
+    networks: Networks,
 ) -> dict[str, Scores]:
     """Animate frames of one clip from its first, and score the result; writes its video and features."""
     example = read_example(clip, 0, np.append(0, targets), options)  # with the reference's own render
@@ -102,7 +125,10 @@ def measure(
         for name, answer in answers.items():
             scores[name] |= networks.lpips(answer, truth, labels > 0)
     features = {answer: networks.features(video, labels > 0) for answer, video in (answers | {"truth": truth}).items()}
-    np.savez(out / "features" / f"{clip.name}.npz", **{f"{answer}/{name}": x for answer, found in features.items() for name, x in found.items()})
+    np.savez(
+        out / "features" / f"{clip.name}.npz",
+        **{f"{answer}/{name}": x for answer, found in features.items() for name, x in found.items()},
+    )
     scores["truth"] = {"flicker_unseen": metrics.flicker(truth, labels, shown)}
     videos = media.side_by_side(reference, motion, answers["result"], truth)
     media.write_video(out / "videos" / f"{clip.name}.mp4", videos, clip.fps / options.stride)
@@ -116,7 +142,10 @@ def frechet_distances(paths: Sequence[Path]) -> dict[str, dict[str, list[float]]
     for key in clips[0].files:
         answer, name = key.split("/")
         if answer != "truth":
-            of_all = (np.concatenate([x for clip in clips if (x := clip[f"{kind}/{name}"]).size]) for kind in (answer, "truth"))
+            of_all = (
+                np.concatenate([x for clip in clips if (x := clip[f"{kind}/{name}"]).size])
+                for kind in (answer, "truth")
+            )
             found.setdefault(answer, {})[name] = [frechet_distance(*of_all), math.nan, math.nan]
     return found
 
@@ -124,8 +153,12 @@ def frechet_distances(paths: Sequence[Path]) -> dict[str, dict[str, list[float]]
 def summarise(scores: dict[str, dict[str, Scores]]) -> dict[str, dict[str, list[float]]]:
     """Answer -> measure -> mean over clips and its 95 % interval, without clips for which the measure is not defined."""
     first = next(iter(scores.values()))
-    columns = {answer: {name: [clip[answer][name] for clip in scores.values()] for name in first[answer]} for answer in first}
-    return {answer: {name: mean_interval(column) for name, column in names.items()} for answer, names in columns.items()}
+    columns = {
+        answer: {name: [clip[answer][name] for clip in scores.values()] for name in first[answer]} for answer in first
+    }
+    return {
+        answer: {name: mean_interval(column) for name, column in names.items()} for answer, names in columns.items()
+    }
 
 
 def mean_interval(values: Sequence[float]) -> list[float]:
@@ -163,7 +196,13 @@ def compare(ours: dict, theirs: dict) -> dict[str, dict[str, list[float]]]:
         for name, pairs in columns.items():
             pairs.append((scores["result"][name], theirs["clips"][clip]["result"].get(name, math.nan)))
     found = {"difference": {name: mean_interval([a - b for a, b in pairs]) for name, pairs in columns.items()}}
-    return found | {"ratio": {name: ratio_interval(*zip(*pairs, strict=True)) for name, pairs in columns.items() if not higher_is_better(name)}}
+    return found | {
+        "ratio": {
+            name: ratio_interval(*zip(*pairs, strict=True))
+            for name, pairs in columns.items()
+            if not higher_is_better(name)
+        }
+    }
 
 
 def higher_is_better(measure: str) -> bool:
@@ -191,7 +230,9 @@ def read_metrics(folder: Path) -> dict:
     for path in (folder / "metrics.json", folder / "evaluation" / "metrics.json"):
         if path.is_file():
             return json.loads(path.read_text())
-    raise InputError(f"expected an evaluation (metrics.json) in {folder}; make it by sample.py --workdir {folder} --split test")
+    raise InputError(
+        f"expected an evaluation (metrics.json) in {folder}; make it by sample.py --workdir {folder} --split test"
+    )
 
 
 def _write_json(path: Path, content: dict) -> None:

@@ -50,12 +50,16 @@ def draw_sticks(motion: jax.Array) -> jax.Array:
     """
     H, W = motion.shape[2:4]
     x = motion.astype(jnp.float32)
-    distance = jnp.stack([jnp.abs(x - colour).max(-1) for colour in jnp.asarray(PALETTE / 255, jnp.float32)[:, None, None, None, None]])
+    distance = jnp.stack(
+        [jnp.abs(x - colour).max(-1) for colour in jnp.asarray(PALETTE / 255, jnp.float32)[:, None, None, None, None]]
+    )
     joint_of = np.zeros((PARTS, len(JOINTS)), np.float32)
     for j, parts in enumerate(JOINTS):
         joint_of[list(parts), j] = 1
     seen = jnp.asarray(joint_of)[distance.argmin(0)]  # b f H W j
-    grid = jnp.stack(jnp.meshgrid(jnp.arange(H, dtype=jnp.float32), jnp.arange(W, dtype=jnp.float32), indexing="ij"), -1)
+    grid = jnp.stack(
+        jnp.meshgrid(jnp.arange(H, dtype=jnp.float32), jnp.arange(W, dtype=jnp.float32), indexing="ij"), -1
+    )
     count = seen.sum((2, 3))
     centre = jnp.einsum("bfhwj,hwx->bfjx", seen, grid) / jnp.maximum(count, 1)[..., None]
     picture = jnp.zeros_like(x)

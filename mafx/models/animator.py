@@ -100,7 +100,9 @@ class Animator(nn.Module):
         c = self.config
         self.unet = UNet(c.unet)
         still = dataclasses.replace(c.unet, temporal=None)
-        self.appearance = UNet(dataclasses.replace(still, bank_only=True)) if c.appearance == "bank" else GlobalEmbedding(still)
+        self.appearance = (
+            UNet(dataclasses.replace(still, bank_only=True)) if c.appearance == "bank" else GlobalEmbedding(still)
+        )
         self.control = ControlNet(c.unet, c.motion_widths)
         self.autoencoder = (Patches if isinstance(c.autoencoder, PatchesConfig) else Autoencoder)(c.autoencoder)
         self.text = TextTower(c.text)
@@ -130,14 +132,25 @@ class Animator(nn.Module):
         return jax.tree.map(lambda y: y[:, 0], features)
 
     def residuals(
-        self, noisy: jax.Array, t: jax.Array, text: jax.Array, motion: jax.Array, scale: jax.Array | float = 1.0, shallow: bool = False
+        self,
+        noisy: jax.Array,
+        t: jax.Array,
+        text: jax.Array,
+        motion: jax.Array,
+        scale: jax.Array | float = 1.0,
+        shallow: bool = False,
     ) -> Residuals:
         """y_p: the ControlNet's residuals, times `scale`; `shallow`: of the first level only."""
         motion = draw_sticks(motion) if self.config.renders == "sticks" else motion
         return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), self.control(noisy, t, text, motion, shallow))
 
     def denoise(
-        self, noisy: jax.Array, t: jax.Array, halves: Sequence[Half], residuals: Residuals | None, deep: Sequence[jax.Array] | None = None
+        self,
+        noisy: jax.Array,
+        t: jax.Array,
+        halves: Sequence[Half],
+        residuals: Residuals | None,
+        deep: Sequence[jax.Array] | None = None,
     ) -> list[Decoded]:
         """The denoiser's answer to each of the halves of guidance (or to one).
 
@@ -156,18 +169,28 @@ class Animator(nn.Module):
             found.append(self.unet.decode(encoded, text, bank, residuals, its_deep))
         return found
 
-    def predict(self, noisy: jax.Array, t: jax.Array, text: jax.Array, bank: Bank, residuals: Residuals | None) -> jax.Array:
+    def predict(
+        self, noisy: jax.Array, t: jax.Array, text: jax.Array, bank: Bank, residuals: Residuals | None
+    ) -> jax.Array:
         """The denoiser's output, `b f h w c`, float32. An empty bank is plain self-attention: the unconditional half of guidance."""
         return self.denoise(noisy, t, [Half(text, bank)], residuals)[0].output
 
     def predict_both(
-        self, noisy: jax.Array, t: jax.Array, text: jax.Array, negative: jax.Array | None, bank: Bank, residuals: Residuals | None
+        self,
+        noisy: jax.Array,
+        t: jax.Array,
+        text: jax.Array,
+        negative: jax.Array | None,
+        bank: Bank,
+        residuals: Residuals | None,
     ) -> tuple[jax.Array, ...]:
         """Both halves of guidance: without the bank and with it. `negative`: the unconditional half's text states, None where they equal `text`."""
         halves = [Half(text if negative is None else negative, {}), Half(text, bank)]
         return tuple(half.output for half in self.denoise(noisy, t, halves, residuals))
 
-    def __call__(self, ids: jax.Array, image: jax.Array, motion: jax.Array, noisy: jax.Array, t: jax.Array) -> jax.Array:
+    def __call__(
+        self, ids: jax.Array, image: jax.Array, motion: jax.Array, noisy: jax.Array, t: jax.Array
+    ) -> jax.Array:
         """Everything once, from pixels to pixels: what defines the parameter tree."""
         text, reference = self.encode_text(ids), self.encode_image(image)
         prediction = self.predict(noisy, t, text, self.bank(reference, t, text), self.residuals(noisy, t, text, motion))
@@ -187,5 +210,7 @@ def parameter_shapes(config: AnimatorConfig) -> dict:
     h = 2 ** (len(config.unet.widths) - 1)
     H = h * config.autoencoder.factor
     ids, t = jnp.zeros((1, config.text.positions), jnp.int32), jnp.zeros((1,), jnp.int32)
-    image, motion, latents = (jnp.zeros(shape) for shape in ((1, H, H, 3), (1, 1, H, H, 3), (1, 1, h, h, config.unet.channels)))
+    image, motion, latents = (
+        jnp.zeros(shape) for shape in ((1, H, H, 3), (1, 1, H, H, 3), (1, 1, h, h, config.unet.channels))
+    )
     return jax.eval_shape(Animator(config).init, jax.random.key(0), ids, image, motion, latents, t)["params"]

@@ -36,7 +36,12 @@ SPLASH_INTERPRETED = False  # for tests, where there is no TPU
 
 
 def attention(
-    q: jax.Array, own: KeysValues | None = None, shared: KeysValues | None = None, keep: jax.Array | None = None, *, kernel: str = "auto"
+    q: jax.Array,
+    own: KeysValues | None = None,
+    shared: KeysValues | None = None,
+    keep: jax.Array | None = None,
+    *,
+    kernel: str = "auto",
 ) -> jax.Array:
     """softmax(q k^T / sqrt(d)) v, where the keys are a frame's own ones followed by those that all frames share.
 
@@ -66,7 +71,9 @@ def _choose_kernel(q: jax.Array, own: KeysValues | None, shared: KeysValues | No
     if jax.default_backend() == "tpu" and placed and q.shape[2] % SPLASH_LANES == tokens % SPLASH_LANES == 0:
         return "splash"
     special, usual = PLAIN_SCORE_BYTES
-    return "plain" if 4 * math.prod(q.shape[1:-1]) * tokens <= special.get(jax.default_backend(), usual) else "blockwise"
+    return (
+        "plain" if 4 * math.prod(q.shape[1:-1]) * tokens <= special.get(jax.default_backend(), usual) else "blockwise"
+    )
 
 
 def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None = None) -> jax.Array:
@@ -83,7 +90,8 @@ def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep
     weights = [jnp.exp((x - top) * q.shape[-1] ** -0.5) for x in scores]
     total = rearrange(sum(x.sum(-1) for x in weights), "b f a n -> b f n a 1")
     out = sum(
-        jnp.einsum(pattern, x.astype(q.dtype), v, preferred_element_type=jnp.float32) for x, (_, pattern, (_, v)) in zip(weights, parts, strict=True)
+        jnp.einsum(pattern, x.astype(q.dtype), v, preferred_element_type=jnp.float32)
+        for x, (_, pattern, (_, v)) in zip(weights, parts, strict=True)
     )
     return (out / total).astype(q.dtype)
 
@@ -92,7 +100,9 @@ def _keep_per_key(keep: jax.Array | None, own: KeysValues | None, shared: KeysVa
     """Bool `b k`: a frame's own keys are always seen."""
     if keep is None:
         return None
-    return jnp.concatenate([jnp.ones((len(keep), own[0].shape[-3]), bool), repeat(keep, "b -> b m", m=shared[0].shape[1])], axis=1)
+    return jnp.concatenate(
+        [jnp.ones((len(keep), own[0].shape[-3]), bool), repeat(keep, "b -> b m", m=shared[0].shape[1])], axis=1
+    )
 
 
 def _blockwise(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
@@ -113,7 +123,13 @@ def _blockwise(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, 
         return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
 
     def frame(q, own, shared):
-        k, v = own if shared is None else shared if own is None else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
+        k, v = (
+            own
+            if shared is None
+            else shared
+            if own is None
+            else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
+        )
         blocks = min(q.shape[1], math.ceil(4 * q.shape[1] * k.shape[1] / BLOCK_SCORE_BYTES))
         size = math.ceil(q.shape[1] / blocks)
         if blocks == 1:
@@ -140,7 +156,10 @@ def _cudnn(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep
     else:  # the kernel wants one list of keys per row
         q, k, v = (rearrange(x, "b f n a d -> (b f) n a d") for x in (q, *own))
         if shared is not None:
-            k, v = (jnp.concatenate([x, repeat(y, "b m a d -> (b f) m a d", f=f)], 1) for x, y in zip((k, v), shared, strict=True))
+            k, v = (
+                jnp.concatenate([x, repeat(y, "b m a d -> (b f) m a d", f=f)], 1)
+                for x, y in zip((k, v), shared, strict=True)
+            )
     out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     return out.reshape(b, f, n, *out.shape[-2:])
 
@@ -151,10 +170,14 @@ def _splash(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, kee
     if mesh.empty:
         return _splash_frames(q, own, shared, keep)
     examples = PartitionSpec(mesh.axis_names if len(q) % mesh.size == 0 else None)  # else all to everyone
-    return jax.shard_map(_splash_frames, mesh=mesh, in_specs=examples, out_specs=examples, check_vma=False)(q, own, shared, keep)
+    return jax.shard_map(_splash_frames, mesh=mesh, in_specs=examples, out_specs=examples, check_vma=False)(
+        q, own, shared, keep
+    )
 
 
-def _splash_frames(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
+def _splash_frames(
+    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None
+) -> jax.Array:
     from jax.experimental.pallas.ops.tpu import splash_attention  # noqa: PLC0415 (experimental: whoever has no TPU does without it)
 
     b, f, n, a, d = q.shape
@@ -164,14 +187,26 @@ def _splash_frames(q: jax.Array, own: KeysValues | None, shared: KeysValues | No
 
     @jax.checkpoint  # the kernel and its gradient lay out every head at the width of 128 lanes: for one frame at a time, then
     def frame(q, own):
-        k, v = own if shared is None else shared if own is None else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
+        k, v = (
+            own
+            if shared is None
+            else shared
+            if own is None
+            else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
+        )
         q, k, v = (rearrange(x, "b n a d -> b a n d") for x in (q * d**-0.5, k, v))
         n, m = (math.gcd(x.shape[2], SPLASH_BLOCK) for x in (q, k))
-        sizes = splash_attention.BlockSizes(n, m, m, n, m, m, n, m)  # forward, gradient of keys and values, gradient of queries
+        sizes = splash_attention.BlockSizes(
+            n, m, m, n, m, m, n, m
+        )  # forward, gradient of keys and values, gradient of queries
         mask = splash_attention.MultiHeadMask([splash_attention.FullMask((q.shape[2], k.shape[2]))] * a)
         kernel = splash_attention.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=SPLASH_INTERPRETED)
         # queries see the keys of their segment: they are all in 1, dropped keys in 0
-        segments = None if seen is None else splash_attention.SegmentIds(jnp.ones((b, q.shape[2]), jnp.int32), seen.astype(jnp.int32))
+        segments = (
+            None
+            if seen is None
+            else splash_attention.SegmentIds(jnp.ones((b, q.shape[2]), jnp.int32), seen.astype(jnp.int32))
+        )
         return rearrange(jax.vmap(kernel)(q, k, v, segments), "b a n d -> b n a d")
 
     out = jax.lax.map(lambda of_frame: frame(*of_frame), jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, own)))
@@ -186,7 +221,9 @@ def grid_sinusoid(h: int, w: int, width: int) -> jax.Array:
     """
 
     def along(n: int) -> jax.Array:
-        angles = jnp.arange(n, dtype=jnp.float32)[:, None] * jnp.pi / 2 ** jnp.linspace(1.0, 4.0, width // 4)[None]  # a turn of 4 to 32 places
+        angles = (
+            jnp.arange(n, dtype=jnp.float32)[:, None] * jnp.pi / 2 ** jnp.linspace(1.0, 4.0, width // 4)[None]
+        )  # a turn of 4 to 32 places
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
     rows, columns = repeat(along(h), "h d -> (h w) d", w=w), repeat(along(w), "w d -> (h w) d", h=h)
@@ -280,12 +317,16 @@ class SpatialTransformer(nn.Module):
     positions: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, text: jax.Array, reference: jax.Array | None = None) -> tuple[jax.Array | None, jax.Array]:
+    def __call__(
+        self, x: jax.Array, text: jax.Array, reference: jax.Array | None = None
+    ) -> tuple[jax.Array | None, jax.Array]:
         h, w, c = x.shape[-3:]
         y = GroupNorm(self.groups, 1e-6, batch_axes=2, name="norm")(x)
         y = rearrange(nn.Dense(c, name="proj_in")(y), "b f h w c -> b f (h w) c")
         place = (h, w) if self.positions else None
-        y, feature = TransformerBlock(self.heads, self.kernel, self.bank_only, name="transformer_blocks_0")(y, text, reference, place)
+        y, feature = TransformerBlock(self.heads, self.kernel, self.bank_only, name="transformer_blocks_0")(
+            y, text, reference, place
+        )
         if self.bank_only:
             return None, feature
         y = nn.Dense(c, name="proj_out")(rearrange(y, "b f (h w) c -> b f h w c", h=h, w=w))

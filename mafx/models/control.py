@@ -38,10 +38,14 @@ class ControlNet(nn.Module):
         self.controlnet_cond_embedding = MotionEmbedding(self.motion_widths, c.widths[0])
         self.encoder = Encoder(c)
         self.mid_block = MiddleBlock(c, c.widths[-1])
-        self.controlnet_down_blocks = [nn.Dense(width) for width in c.skip_widths]  # zero convolutions: they begin at zero
+        self.controlnet_down_blocks = [
+            nn.Dense(width) for width in c.skip_widths
+        ]  # zero convolutions: they begin at zero
         self.controlnet_mid_block = nn.Dense(c.widths[-1])
 
-    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array, pose: jax.Array, shallow: bool = False) -> Residuals:
+    def __call__(
+        self, x: jax.Array, t: jax.Array, text: jax.Array, pose: jax.Array, shallow: bool = False
+    ) -> Residuals:
         """`shallow`: the residuals of the first level only, see `UNet.encode`."""
         x, skips, temb, _ = self.encoder(x, t, text, {}, self.controlnet_cond_embedding(pose), shallow)
         zero_convolutions = self.controlnet_down_blocks[: len(skips)]

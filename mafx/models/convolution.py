@@ -24,8 +24,22 @@ MATRICES = {
         [[1, 1, 1, 0], [0, 1, -1, -1]],
     ),
     4: (
-        [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]],
-        [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6], [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
+        [
+            [4, 0, -5, 0, 1, 0],
+            [0, -4, -4, 1, 1, 0],
+            [0, 4, -4, -1, 1, 0],
+            [0, -2, -1, 2, 1, 0],
+            [0, 2, -1, -2, 1, 0],
+            [0, 4, 0, -5, 0, 1],
+        ],
+        [
+            [1 / 4, 0, 0],
+            [-1 / 6, -1 / 6, -1 / 6],
+            [-1 / 6, 1 / 6, -1 / 6],
+            [1 / 24, 1 / 12, 1 / 6],
+            [1 / 24, -1 / 12, 1 / 6],
+            [0, 0, 1],
+        ],
         [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]],
     ),
 }
@@ -33,7 +47,11 @@ MATRICES = {
 
 def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, **options) -> jax.Array:
     """`jax.lax.conv_general_dilated` of `b h w c` with a kernel `3 3 c o`, by the algorithm that is fastest here. For `flax.linen.Conv`."""
-    algorithm = choose(jax.default_backend(), x, kernel) if tuple(strides) == (1, 1) and tuple(padding) == ((1, 1), (1, 1)) else "direct"
+    algorithm = (
+        choose(jax.default_backend(), x, kernel)
+        if tuple(strides) == (1, 1) and tuple(padding) == ((1, 1), (1, 1))
+        else "direct"
+    )
     if algorithm == "direct":
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
     return winograd(x, kernel, int(algorithm[-1]))
@@ -74,6 +92,8 @@ def _stage(matrix: np.ndarray, parts: list[jax.Array]) -> jax.Array:
     """
 
     def combine(row: np.ndarray) -> jax.Array:
-        return functools.reduce(jnp.add, [part if weight == 1 else part * weight for weight, part in zip(row, parts, strict=True) if weight])
+        return functools.reduce(
+            jnp.add, [part if weight == 1 else part * weight for weight, part in zip(row, parts, strict=True) if weight]
+        )
 
     return jax.lax.optimization_barrier(jnp.stack([combine(row) for row in matrix]))

@@ -40,7 +40,9 @@ class FrameAttention(Attention):
         """`b n f c` -> `b n f c`."""
         f, c = x.shape[-2:]
         if f > self.max_frames:
-            raise ValueError(f"the temporal transformer knows {self.max_frames} positions, {f} frames were given; use a shorter window")
+            raise ValueError(
+                f"the temporal transformer knows {self.max_frames} positions, {f} frames were given; use a shorter window"
+            )
         pe = self.param("pe", lambda _, shape: jnp.asarray(frame_sinusoid(*shape)), (self.max_frames, c))
         return super().__call__(x + jax.lax.stop_gradient(pe)[None, None, :f])
 

@@ -40,7 +40,10 @@ class _SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        q, k, v = (rearrange(nn.Dense(x.shape[-1], name=name)(x), "b n (a d) -> b n a d", a=self.heads) for name in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = (
+            rearrange(nn.Dense(x.shape[-1], name=name)(x), "b n (a d) -> b n a d", a=self.heads)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
         scores = jnp.einsum("bnad,bkad->bank", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
         causal = jnp.tril(jnp.ones((1, 1, *scores.shape[2:]), bool))
         weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1).astype(v.dtype)
@@ -106,20 +109,30 @@ class Tokenizer:
 
     def _encode(self, prompt: str) -> list[int]:
         if self.vocabulary is None or self.merges is None:
-            raise InputError(f"this model has no vocabulary, so the prompt must be empty, not {prompt!r}; add tokenizer/vocab.json and merges.txt")
+            raise InputError(
+                f"this model has no vocabulary, so the prompt must be empty, not {prompt!r}; add tokenizer/vocab.json and merges.txt"
+            )
         return _byte_pair_encoder(self.vocabulary, self.merges).encode(prompt, add_special_tokens=False).ids
 
 
 def _byte_pair_encoder(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
     """CLIP's pipeline: clean and lower the text, split it into words, encode their bytes; `</w>` ends a word."""
     pairs = [tuple(line.split()) for line in merges.splitlines() if line and not line.startswith("#version")]
-    encoder = tokenizers.Tokenizer(models.BPE(json.loads(vocabulary), pairs, end_of_word_suffix="</w>", unk_token="<|endoftext|>", fuse_unk=False))
+    encoder = tokenizers.Tokenizer(
+        models.BPE(json.loads(vocabulary), pairs, end_of_word_suffix="</w>", unk_token="<|endoftext|>", fuse_unk=False)
+    )
     encoder.normalizer = normalizers.Sequence(
-        [normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True), normalizers.NFC()]
+        [
+            normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True),
+            normalizers.NFC(),
+        ]
     )
     words = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
     encoder.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(words), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+        [
+            pre_tokenizers.Split(Regex(words), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
     encoder.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     return encoder

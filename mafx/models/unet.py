@@ -60,7 +60,10 @@ class UNetConfig:
     def skip_widths(self) -> tuple[int, ...]:
         """Of the first convolution, then of every layer and downsampling of the encoder."""
         last = len(self.widths) - 1
-        return (self.widths[0], *(width for i, width in enumerate(self.widths) for _ in range(self.layers + (i < last))))
+        return (
+            self.widths[0],
+            *(width for i, width in enumerate(self.widths) for _ in range(self.layers + (i < last))),
+        )
 
 
 class Encoded(NamedTuple):
@@ -108,7 +111,9 @@ class _Level(nn.Module):
     @nn.nowrap
     def transform(self, i: int, x, text, reference, features, bank_only: bool = False):
         c, name = self.config, f"attentions_{i}"
-        transformer = self._block(SpatialTransformer, c.heads, c.groups, c.attention_kernel, bank_only, c.positions, name=name)
+        transformer = self._block(
+            SpatialTransformer, c.heads, c.groups, c.attention_kernel, bank_only, c.positions, name=name
+        )
         x, features[name] = transformer(x, text, reference.get(name))
         return x
 
@@ -170,7 +175,15 @@ class Encoder(nn.Module):
     config: UNetConfig
 
     @nn.compact
-    def __call__(self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Bank, pose: jax.Array | None = None, shallow: bool = False) -> Encoded:
+    def __call__(
+        self,
+        x: jax.Array,
+        t: jax.Array,
+        text: jax.Array,
+        reference: Bank,
+        pose: jax.Array | None = None,
+        shallow: bool = False,
+    ) -> Encoded:
         c = self.config
         temb = TimeEmbedding(c.widths[0], 4 * c.widths[0], name="time_embedding")(t)
         x = conv3x3(c.widths[0], "conv_in")(x)
@@ -192,12 +205,19 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, encoded: Encoded, text: jax.Array, reference: Bank, residuals: Residuals | None = None, deep: jax.Array | None = None
+        self,
+        encoded: Encoded,
+        text: jax.Array,
+        reference: Bank,
+        residuals: Residuals | None = None,
+        deep: jax.Array | None = None,
     ) -> Decoded:
         c, features = self.config, {}
         x, skips, temb, _ = encoded
         if deep is None:
-            x, features["mid_block"] = MiddleBlock(c, c.widths[-1], name="mid_block")(x, temb, text, reference.get("mid_block", {}))
+            x, features["mid_block"] = MiddleBlock(c, c.widths[-1], name="mid_block")(
+                x, temb, text, reference.get("mid_block", {})
+            )
         if residuals is not None:
             x = x if residuals.middle is None else x + residuals.middle
             skips = jax.tree.map(jnp.add, skips, residuals.skips)
@@ -208,7 +228,9 @@ class Decoder(nn.Module):
                 deep = x = x if deep is None else deep
             elif deep is not None:
                 continue
-            x, features[name] = UpBlock(c, width, attends, last, name=name)(x, skips, temb, text, reference.get(name, {}))
+            x, features[name] = UpBlock(c, width, attends, last, name=name)(
+                x, skips, temb, text, reference.get(name, {})
+            )
         if c.bank_only:
             return Decoded(None, features, deep)
         # always float32: guidance multiplies what is rounded here
@@ -230,7 +252,12 @@ class UNet(nn.Module):
         return self.encoder(x, t, text, reference, None, shallow)
 
     def decode(
-        self, encoded: Encoded, text: jax.Array, reference: Bank, residuals: Residuals | None = None, deep: jax.Array | None = None
+        self,
+        encoded: Encoded,
+        text: jax.Array,
+        reference: Bank,
+        residuals: Residuals | None = None,
+        deep: jax.Array | None = None,
     ) -> Decoded:
         """The output is the noise prediction `b f h w c`, float32. `deep`: what entered the last level; with it only that level is computed."""
         return self.decoder(encoded, text, reference, residuals, deep)

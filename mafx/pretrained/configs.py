@@ -37,17 +37,34 @@ def _demand(path: Path, content: dict, expected: dict) -> None:
     """Settings whose other values are other networks."""
     for key, value in expected.items():
         if content.get(key, value) != value:
-            raise InputError(f"{path}: {key} is {content[key]!r}, but only {value!r} is a Stable Diffusion 1.5 network as MagicAnimate uses it")
+            raise InputError(
+                f"{path}: {key} is {content[key]!r}, but only {value!r} is a Stable Diffusion 1.5 network as MagicAnimate uses it"
+            )
 
 
 def _read_unet(path: Path) -> tuple[UNetConfig, dict]:
     content = _read_json(path)
-    fixed = {"act_fn": "silu", "use_linear_projection": False, "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1}
-    fixed |= {"only_cross_attention": False, "dual_cross_attention": False, "class_embed_type": None, "mid_block_scale_factor": 1}
+    fixed = {
+        "act_fn": "silu",
+        "use_linear_projection": False,
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "downsample_padding": 1,
+    }
+    fixed |= {
+        "only_cross_attention": False,
+        "dual_cross_attention": False,
+        "class_embed_type": None,
+        "mid_block_scale_factor": 1,
+    }
     fixed |= {"resnet_time_scale_shift": "default", "transformer_layers_per_block": 1, "center_input_sample": False}
     _demand(path, content, fixed)
     try:
-        heads = content["num_attention_heads"] if content.get("num_attention_heads") is not None else content.get("attention_head_dim", 8)
+        heads = (
+            content["num_attention_heads"]
+            if content.get("num_attention_heads") is not None
+            else content.get("attention_head_dim", 8)
+        )
         if not isinstance(heads, int):
             raise InputError(f"{path}: expected one number of attention heads for all levels, found {heads}")
         config = UNetConfig(
@@ -76,18 +93,25 @@ def read_configs(directory: Path) -> tuple[AnimatorConfig, Schedule]:
     appearance_unet, _ = _read_unet(directory / APPEARANCE / "config.json")
     for folder, other in ((CONTROL, control_unet), (APPEARANCE, appearance_unet)):
         if other != unet:
-            raise InputError(f"{folder}/config.json describes another UNet than {UNET}/config.json: expected {unet}, found {other}")
+            raise InputError(
+                f"{folder}/config.json describes another UNet than {UNET}/config.json: expected {unet}, found {other}"
+            )
     _demand(directory / CONTROL / "config.json", control, {"controlnet_conditioning_channel_order": "rgb"})
 
     autoencoder = _read_json(directory / AUTOENCODER / "config.json")
-    _demand(directory / AUTOENCODER / "config.json", autoencoder, {"act_fn": "silu", "in_channels": 3, "out_channels": 3})
+    _demand(
+        directory / AUTOENCODER / "config.json", autoencoder, {"act_fn": "silu", "in_channels": 3, "out_channels": 3}
+    )
     text = _read_json(directory / TEXT / "config.json")
     _demand(directory / TEXT / "config.json", text, {"model_type": "clip_text_model"})
     inference = _read_json(directory / INFERENCE) if (directory / INFERENCE).is_file() else {}
     try:
         config = AnimatorConfig(
             unet=dataclasses.replace(
-                unet, temporal=_read_temporal(directory / INFERENCE, inference.get("unet_additional_kwargs", {}), len(unet.widths))
+                unet,
+                temporal=_read_temporal(
+                    directory / INFERENCE, inference.get("unet_additional_kwargs", {}), len(unet.widths)
+                ),
             ),
             motion_widths=tuple(control.get("conditioning_embedding_out_channels", AnimatorConfig.motion_widths)),
             fusion=inference.get("fusion", AnimatorConfig.fusion),
@@ -106,13 +130,17 @@ def read_configs(directory: Path) -> tuple[AnimatorConfig, Schedule]:
     except KeyError as error:
         raise InputError(f"a config.json under {directory} lacks the setting {error}") from error
     if config.text.activation not in ACTIVATIONS:
-        raise InputError(f"{TEXT}/config.json: hidden_act is {config.text.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
+        raise InputError(
+            f"{TEXT}/config.json: hidden_act is {config.text.activation!r}, expected one of {', '.join(ACTIVATIONS)}"
+        )
     noise = inference.get("noise_scheduler_kwargs", {})
     schedule = Schedule(
         kind=noise.get("beta_schedule", Schedule.kind),
         beta_start=noise.get("beta_start", Schedule.beta_start),
         beta_end=noise.get("beta_end", Schedule.beta_end),
-        prediction={kind: name for name, kind in PREDICTION_TYPES.items()}.get(kind := noise.get("prediction_type", "epsilon"), kind),
+        prediction={kind: name for name, kind in PREDICTION_TYPES.items()}.get(
+            kind := noise.get("prediction_type", "epsilon"), kind
+        ),
         zero_terminal_snr=noise.get("rescale_betas_zero_snr", False),
     )
     return config, schedule
@@ -150,10 +178,23 @@ def _autoencoder_json(autoencoder: AutoencoderConfig | PatchesConfig) -> dict:
 
 
 def _read_temporal(path: Path, settings: dict, levels: int) -> TemporalConfig:
-    kinds = {"use_motion_module": True, "motion_module_mid_block": False, "motion_module_decoder_only": False, "motion_module_type": "Vanilla"}
-    _demand(path, settings, kinds | {"motion_module_resolutions": [2**i for i in range(levels)], "unet_use_cross_frame_attention": False})
+    kinds = {
+        "use_motion_module": True,
+        "motion_module_mid_block": False,
+        "motion_module_decoder_only": False,
+        "motion_module_type": "Vanilla",
+    }
+    _demand(
+        path,
+        settings,
+        kinds | {"motion_module_resolutions": [2**i for i in range(levels)], "unet_use_cross_frame_attention": False},
+    )
     settings = settings.get("motion_module_kwargs", {})
-    kinds = {"num_transformer_block": 1, "attention_block_types": ["Temporal_Self", "Temporal_Self"], "temporal_position_encoding": True}
+    kinds = {
+        "num_transformer_block": 1,
+        "attention_block_types": ["Temporal_Self", "Temporal_Self"],
+        "temporal_position_encoding": True,
+    }
     _demand(path, settings, kinds | {"temporal_attention_dim_div": 1})
     return TemporalConfig(
         heads=settings.get("num_attention_heads", TemporalConfig.heads),
@@ -182,7 +223,9 @@ def write_configs(directory: Path, config: AnimatorConfig, schedule: Schedule) -
         "norm_eps": unet.eps,
         "norm_num_groups": unet.groups,
     }
-    if unet.positions:  # this and "fusion" below are settings of ours, left out where the published code would do the same
+    if (
+        unet.positions
+    ):  # this and "fusion" below are settings of ours, left out where the published code would do the same
         common["position_sinusoids"] = True
     both = common | {
         "center_input_sample": False,
@@ -198,13 +241,29 @@ def write_configs(directory: Path, config: AnimatorConfig, schedule: Schedule) -
         "temporal_position_encoding_max_len": unet.temporal.max_frames,
         "temporal_attention_dim_div": 1,
     }
-    if unet.temporal.groups != TemporalConfig.groups:  # a setting of ours, which the published code refuses rather than misreads
+    if (
+        unet.temporal.groups != TemporalConfig.groups
+    ):  # a setting of ours, which the published code refuses rather than misreads
         motion["norm_num_groups"] = unet.temporal.groups
     noise = {"beta_start": schedule.beta_start, "beta_end": schedule.beta_end, "beta_schedule": schedule.kind}
     if (schedule.prediction, schedule.zero_terminal_snr) != ("epsilon", False):
-        noise |= {"prediction_type": PREDICTION_TYPES[schedule.prediction], "rescale_betas_zero_snr": schedule.zero_terminal_snr}
-    scheduler = {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "beta_start": 0.00085, "beta_end": 0.012}
-    scheduler |= {"beta_schedule": "scaled_linear", "num_train_timesteps": 1000, "set_alpha_to_one": False, "skip_prk_steps": True, "steps_offset": 1}
+        noise |= {
+            "prediction_type": PREDICTION_TYPES[schedule.prediction],
+            "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+        }
+    scheduler = {
+        "_class_name": "PNDMScheduler",
+        "_diffusers_version": "0.6.0",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+    }
+    scheduler |= {
+        "beta_schedule": "scaled_linear",
+        "num_train_timesteps": 1000,
+        "set_alpha_to_one": False,
+        "skip_prk_steps": True,
+        "steps_offset": 1,
+    }
     contents = {
         f"{UNET}/config.json": {"_class_name": "UNet2DConditionModel"} | both,
         f"{APPEARANCE}/config.json": {"_class_name": "AppearanceEncoderModel"} | both,

@@ -85,7 +85,9 @@ class _TensorUnpickler(pickle.Unpickler):
             return DTYPES[name]
         allowed = {
             ("collections", "OrderedDict"): OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides),
+            ("torch._utils", "_rebuild_tensor_v2"): lambda storage, offset, shape, strides, *_: _Tensor(
+                storage, offset, shape, strides
+            ),
             ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         }
         if (module, name) not in allowed:
@@ -110,7 +112,10 @@ class TorchArchive:
                 if len(pickles) != 1:
                     raise pickle.UnpicklingError("it holds no data.pkl")
                 self._root = pickles[0].removesuffix("data.pkl")
-                if f"{self._root}byteorder" in archive.namelist() and archive.read(f"{self._root}byteorder") != b"little":
+                if (
+                    f"{self._root}byteorder" in archive.namelist()
+                    and archive.read(f"{self._root}byteorder") != b"little"
+                ):
                     raise pickle.UnpicklingError("it was written big-endian")
                 with archive.open(pickles[0]) as file:
                     content = _TensorUnpickler(file).load()
@@ -145,7 +150,9 @@ class TorchArchive:
 
 
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    safetensors.numpy.save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, path, metadata={"format": "pt"})
+    safetensors.numpy.save_file(
+        {name: np.ascontiguousarray(x) for name, x in tensors.items()}, path, metadata={"format": "pt"}
+    )
 
 
 def write_torch_archive(path: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
@@ -155,9 +162,21 @@ def write_torch_archive(path: Path, tensors: Iterable[tuple[str, np.ndarray]]) -
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for i, (name, x) in enumerate(tensors):
             strides = [stride // x.itemsize for stride in np.ascontiguousarray(x).strides]
-            storage = [_text("storage"), f"ctorch\n{names[x.dtype]}\n".encode(), _text(str(i)), _text("cpu"), _integer(x.size)]
+            storage = [
+                _text("storage"),
+                f"ctorch\n{names[x.dtype]}\n".encode(),
+                _text(str(i)),
+                _text("cpu"),
+                _integer(x.size),
+            ]
             program += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n(", b"(", *storage, b"tQ", _integer(0)]
-            program += [b"(", *map(_integer, x.shape), b"t(", *map(_integer, strides), b"t\x89ccollections\nOrderedDict\n)RtR"]
+            program += [
+                b"(",
+                *map(_integer, x.shape),
+                b"t(",
+                *map(_integer, strides),
+                b"t\x89ccollections\nOrderedDict\n)RtR",
+            ]
             archive.writestr(f"{root}/data/{i}", x.tobytes())
         program += [b"us", _text("global_step"), _integer(0), b"s."]
         archive.writestr(f"{root}/data.pkl", b"".join(program))

@@ -74,7 +74,9 @@ def load_pretrained(directory: str | Path, dtype: jnp.dtype | str = jnp.float32)
     return Model(config, flax.traverse_util.unflatten_dict(flat), _read_tokenizer(directory, config), schedule)
 
 
-def load_stable_diffusion(directory: str | Path, config: AnimatorConfig) -> tuple[dict[tuple[str, ...], np.ndarray], Tokenizer]:
+def load_stable_diffusion(
+    directory: str | Path, config: AnimatorConfig
+) -> tuple[dict[tuple[str, ...], np.ndarray], Tokenizer]:
     """What training starts from: the leaves of the parameter tree that a folder in the published layout gives, in main memory, and the tokenizer.
 
     Stable Diffusion's three networks must be there. MagicAnimate's files are used where they are.
@@ -87,7 +89,9 @@ def load_stable_diffusion(directory: str | Path, config: AnimatorConfig) -> tupl
     return dict(_read(directory, files, config)), _read_tokenizer(directory, config)
 
 
-def _read(directory: Path, files: dict[Part, TensorFile], config: AnimatorConfig) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+def _read(
+    directory: Path, files: dict[Part, TensorFile], config: AnimatorConfig
+) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
     """Every leaf that the files hold, in their dtype."""
     problems = []
     plan = _match(files, flax.traverse_util.flatten_dict(parameter_shapes(config)), problems)
@@ -106,14 +110,18 @@ def _open_files(directory: Path, parts: Sequence[Part], settings: Sequence[str])
     if not directory.is_dir():
         raise InputError(f"expected a folder of weights, found nothing at {directory}")
     found = {part: part.find(directory) for part in parts}
-    missing = [f"{part.folder}/{part.stem}.safetensors (or .bin, .ckpt)" for part, path in found.items() if path is None]
+    missing = [
+        f"{part.folder}/{part.stem}.safetensors (or .bin, .ckpt)" for part, path in found.items() if path is None
+    ]
     missing += [f"{name}/config.json" for name in settings if not (directory / name / "config.json").is_file()]
     if missing:
         raise InputError("\n  ".join([f"{directory} is not the layout of published weights; missing:", *missing]))
     return {part: open_tensors(path) for part, path in found.items()}
 
 
-def _match(files: dict[Part, TensorFile], shapes: dict, problems: list[str]) -> list[tuple[TensorFile, str, tuple[str, ...]]]:
+def _match(
+    files: dict[Part, TensorFile], shapes: dict, problems: list[str]
+) -> list[tuple[TensorFile, str, tuple[str, ...]]]:
     """Which tensor fills which leaf. Whatever does not fit is added to `problems`, and all of it: nobody mends ten names one by one."""
     plan: dict[tuple[str, ...], tuple[TensorFile, str]] = {}
     for part, file in files.items():
@@ -136,7 +144,9 @@ def _match(files: dict[Part, TensorFile], shapes: dict, problems: list[str]) -> 
                 continue
             expected = published_shape(path, shapes[path].shape)
             if file.shapes[name] != expected:
-                problems.append(f"{where}: {name} has shape {file.shapes[name]}, expected {expected} for {'/'.join(path)}")
+                problems.append(
+                    f"{where}: {name} has shape {file.shapes[name]}, expected {expected} for {'/'.join(path)}"
+                )
             overridden += path in plan
             plan[path] = file, name
         problems += [
@@ -166,14 +176,20 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
     directory = Path(directory)
     if (model.config.appearance, model.config.renders) != (APPEARANCES[0], RENDERS[0]):
         found = f"{model.config.appearance!r} and {model.config.renders!r}"
-        raise InputError(f"expected a model with the appearance {APPEARANCES[0]!r} and the renders {RENDERS[0]!r}, found {found}")
+        raise InputError(
+            f"expected a model with the appearance {APPEARANCES[0]!r} and the renders {RENDERS[0]!r}, found {found}"
+        )
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"expected a new or empty folder for the weights, found files in {directory}")
     flat = flax.traverse_util.flatten_dict(model.params)
     for part in PARTS:
         folder = directory / part.folder
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = ((published_name(path), to_published(path, np.asarray(x))) for path, x in sorted(flat.items()) if part.holds(path))
+        tensors = (
+            (published_name(path), to_published(path, np.asarray(x)))
+            for path, x in sorted(flat.items())
+            if part.holds(path)
+        )
         if part.temporal:
             write_torch_archive(folder / f"{part.stem}.ckpt", ((f"module.{name}", x) for name, x in tensors))
         else:

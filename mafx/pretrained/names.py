@@ -25,7 +25,9 @@ REWRITES = (
     (r"\.pe$", ".pos_encoder.pe"),
     (r"\.(kernel|scale|embedding)$", ".weight"),
 )
-POINTWISE = re.compile(r"(conv_shortcut|quant_conv|controlnet_down_blocks\.\d+|controlnet_mid_block|attentions\.\d+\.proj_(in|out))\.weight$")
+POINTWISE = re.compile(
+    r"(conv_shortcut|quant_conv|controlnet_down_blocks\.\d+|controlnet_mid_block|attentions\.\d+\.proj_(in|out))\.weight$"
+)
 OLD_NAMES = (  # of the autoencoder's attention, before diffusers 0.17
     (r"(mid_block\.attentions\.0\.)query\.", r"\1to_q."),
     (r"(mid_block\.attentions\.0\.)key\.", r"\1to_k."),
@@ -68,7 +70,11 @@ def from_published(path: Path, x: np.ndarray) -> np.ndarray:
         return x[0]
     if path[-1] != "kernel":
         return x
-    return x.transpose(2, 3, 1, 0) if x.ndim == 4 and not POINTWISE.search(published_name(path)) else x.reshape(x.shape[:2]).T
+    return (
+        x.transpose(2, 3, 1, 0)
+        if x.ndim == 4 and not POINTWISE.search(published_name(path))
+        else x.reshape(x.shape[:2]).T
+    )
 
 
 def to_published(path: Path, x: np.ndarray) -> np.ndarray:

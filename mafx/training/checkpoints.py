@@ -28,9 +28,13 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int = 2, best: int = 1):
         score = lambda metrics: metrics[SCORE]  # noqa: E731
-        policies = [LatestN(keep)] + [BestN(get_metric_fn=score, n=best, keep_checkpoints_without_metrics=False)] * bool(best)
+        policies = [LatestN(keep)] + [
+            BestN(get_metric_fn=score, n=best, keep_checkpoints_without_metrics=False)
+        ] * bool(best)
         # with best_fn the scores are written too, so that a run that goes on knows them
-        options = ocp.CheckpointManagerOptions(preservation_policy=AnyPreservationPolicy(policies), best_fn=score, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies), best_fn=score, enable_async_checkpointing=True
+        )
         self._manager = ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
         self._frozen = workdir.absolute() / "frozen"
 
@@ -39,7 +43,13 @@ class Checkpoints:
         """The step of the newest checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, position: dict, config: ml_collections.ConfigDict, metrics: dict[str, float] | None = None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        position: dict,
+        config: ml_collections.ConfigDict,
+        metrics: dict[str, float] | None = None,
+    ) -> None:
         """Begin to write; training may go on at once."""
         if not self._frozen.exists():
             with ocp.StandardCheckpointer() as writer:
@@ -105,7 +115,9 @@ def find_step(workdir: Path, step: int | str) -> int:
 def _reading(workdir: Path) -> ocp.CheckpointManager:
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"expected a work folder of train.py, found no checkpoints in {workdir}")
-    handlers = {"state": ocp.PyTreeCheckpointHandler()} | {name: ocp.JsonCheckpointHandler() for name in ("position", "config", "metrics")}
+    handlers = {"state": ocp.PyTreeCheckpointHandler()} | {
+        name: ocp.JsonCheckpointHandler() for name in ("position", "config", "metrics")
+    }
     return ocp.CheckpointManager(workdir.absolute() / "checkpoints", item_handlers=handlers)
 
 
@@ -117,7 +129,10 @@ def _find_step(manager: ocp.CheckpointManager, workdir: Path, step: int | str) -
         return max(steps)
     if step == "best":
         scored = (s for s in steps if (workdir / "checkpoints" / str(s) / "metrics").is_dir())
-        scores = {s: manager.restore(s, args=ocp.args.Composite(metrics=ocp.args.JsonRestore()))["metrics"][SCORE] for s in scored}
+        scores = {
+            s: manager.restore(s, args=ocp.args.Composite(metrics=ocp.args.JsonRestore()))["metrics"][SCORE]
+            for s in scored
+        }
         if not scores:
             raise InputError(f"no checkpoint in {workdir} has held-out scores; ask for the latest")
         return max(scores, key=scores.get)

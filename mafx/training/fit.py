@@ -31,7 +31,9 @@ from mafx.training.step import init_state, jit_step, make_optimiser
 
 def trace_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, batch: int) -> jax.stages.Traced:
     """The training step of a run with so many examples per device, on shapes alone."""
-    init = functools.partial(init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.dtype(config.dtype))
+    init = functools.partial(
+        init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.dtype(config.dtype)
+    )
     state = jax.eval_shape(init, parameter_shapes(sizes))
     b, f, (H, W) = batch * mesh.size, config.data.frames, config.data.size
     shape, dtype = (H, W, 3), jnp.uint8
@@ -88,7 +90,9 @@ def report(config: ml_collections.ConfigDict, mesh: Mesh, limit: float) -> int:
     if batch:
         print(f"The largest that fits into {limit:g} GiB: {batch} per device, --config.batch {batch * mesh.size}")
     else:
-        print(f"One example does not fit into {limit:g} GiB: compute more again (--config.remat), or spread parameters (--config.mesh.fsdp)")
+        print(
+            f"One example does not fit into {limit:g} GiB: compute more again (--config.remat), or spread parameters (--config.mesh.fsdp)"
+        )
     return batch
 
 
@@ -104,7 +108,9 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "config file, with an argument for its stage behind a colon", lock_config=True)
+    config_flags.DEFINE_config_file(
+        "config", None, "config file, with an argument for its stage behind a colon", lock_config=True
+    )
     flags.DEFINE_float("memory", None, "GiB of a device", lower_bound=0)
     flags.mark_flags_as_required(["config", "memory"])
     app.run(main)

@@ -58,17 +58,30 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     settings = {name: config.data[name] for name in ("frames", "stride", "reference", "distance", "flip", "crop")}
     options = ExampleOptions(size=tuple(config.data.size), **settings)
     if config.data.latent_cache:
-        encode = jax.jit(lambda flat, frames: networks.apply({"params": unflatten(flat)}, frames, method="encode_image"))
+        encode = jax.jit(
+            lambda flat, frames: networks.apply({"params": unflatten(flat)}, frames, method="encode_image")
+        )
         frozen = gather({name: x for name, x in state.frozen.items() if name.startswith("autoencoder/")}, mesh)
-        clips, images = (cache_latents(x, lambda frames: encode(frozen, frames), options, Path(config.data.latent_cache)) for x in (clips, images))
+        clips, images = (
+            cache_latents(x, lambda frames: encode(frozen, frames), options, Path(config.data.latent_cache))
+            for x in (clips, images)
+        )
     share = {"process": jax.process_index(), "processes": jax.process_count(), "workers": config.data.workers}
-    iterator = batches(clips, options, config.batch, config.seed, images=images, joint=Joint(**config.joint), start=examples, **share)
+    iterator = batches(
+        clips, options, config.batch, config.seed, images=images, joint=Joint(**config.joint), start=examples, **share
+    )
 
     # -- The step, compiled for every kind of batch that comes
     step, compiled = jit_step(config, sizes, tokenizer(""), mesh, state), {}
 
     count = sum(x.size for x in state.trainable.values()), sum(x.size for x in state.frozen.values())
-    log.info("%s: %s parameters are trained, %s frozen; %d clips, %d held out.", config.stage, *map("{:,}".format, count), len(clips), len(held_out))
+    log.info(
+        "%s: %s parameters are trained, %s frozen; %d clips, %d held out.",
+        config.stage,
+        *map("{:,}".format, count),
+        len(clips),
+        len(held_out),
+    )
     done, unread = int(state.step), []
     bar = tqdm(initial=done, total=config.steps, desc=config.stage, unit="step", disable=not first_process)
     meter, stop = Meter(matmul_rate(jnp.dtype(config.dtype))), StopSignal()
@@ -87,11 +100,21 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
         stopping, last, scores = stop(done), done == config.steps, None
         due = {what: last or done % config[f"{what}_every"] == 0 for what in ("log", "show", "save")}
-        while len(unread) > (0 if stopping or any(due.values()) else 1):  # a step is looked at while the next one runs: devices do not wait
+        while len(unread) > (
+            0 if stopping or any(due.values()) else 1
+        ):  # a step is looked at while the next one runs: devices do not wait
             number, its_batch, its_flops, metrics = unread.pop(0)
             values = {name: x.item() for name, x in jax.device_get(metrics).items()}
             if not values.pop("finite"):
-                keep_evidence(workdir, number, its_batch, state, checkpoints, config, examples - (done - number + 1) * config.batch)
+                keep_evidence(
+                    workdir,
+                    number,
+                    its_batch,
+                    state,
+                    checkpoints,
+                    config,
+                    examples - (done - number + 1) * config.batch,
+                )
             meter.add(config.batch, its_flops, values)
         if due["log"]:
             values = meter.read()
@@ -99,7 +122,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             bar.set_postfix(loss=f"{values['loss']:.4f}")
         if config.show_clips and due["show"]:
             model = Model(sizes, unflatten(gather(state.frozen | state.ema, mesh)), tokenizer, schedule)
-            scores, video = show(model, held_out[: config.show_clips], options, config.show_frames, config.show_guidance)
+            scores, video = show(
+                model, held_out[: config.show_clips], options, config.show_frames, config.show_guidance
+            )
             journal.write(done, scores)
             journal.show(done, video)
         if stopping or due["save"]:
@@ -112,7 +137,15 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     stop.close()
 
 
-def keep_evidence(workdir: Path, step: int, batch: dict, state, checkpoints: Checkpoints, config: ml_collections.ConfigDict, examples: int) -> None:
+def keep_evidence(
+    workdir: Path,
+    step: int,
+    batch: dict,
+    state,
+    checkpoints: Checkpoints,
+    config: ml_collections.ConfigDict,
+    examples: int,
+) -> None:
     """The state before the step, which had seen so many examples, and its batch; then FloatingPointError."""
     path = workdir / f"non_finite_{step}_{jax.process_index()}.npz"
     np.savez(path, **batch)
@@ -120,7 +153,9 @@ def keep_evidence(workdir: Path, step: int, batch: dict, state, checkpoints: Che
         checkpoints.save(state, {"examples": examples}, config)
     checkpoints.close()
     seen = "\n  ".join(batch["key"])
-    raise FloatingPointError(f"the loss or gradient of step {step} is not finite. The state before it is saved, its batch is in {path}:\n  {seen}")
+    raise FloatingPointError(
+        f"the loss or gradient of step {step} is not finite. The state before it is saved, its batch is in {path}:\n  {seen}"
+    )
 
 
 def model_sizes(config: ml_collections.ConfigDict) -> AnimatorConfig:

@@ -21,7 +21,9 @@ def make_mesh(axes: dict[str, int], devices: list[jax.Device] | None = None) -> 
     sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
         raise ValueError(f"a mesh of {dict(axes)} does not fit {len(devices)} devices")
-    grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)  # 8 by 8 of a 4x4x4 torus, too
+    grid = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True
+    )  # 8 by 8 of a 4x4x4 torus, too
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -51,9 +53,16 @@ def parameter_sharding(mesh: Mesh, tree):
 
 def distribute_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process' share of a batch -> the global arrays; keys, which are words, stay where they are."""
-    return {name: jax.make_array_from_process_local_data(batch_sharding(mesh), x) for name, x in batch.items() if name != "key"}
+    return {
+        name: jax.make_array_from_process_local_data(batch_sharding(mesh), x)
+        for name, x in batch.items()
+        if name != "key"
+    }
 
 
 def distribute_parameters(sharding: dict[str, NamedSharding], params: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Arrays that every process has in its main memory -> the global arrays: a device gets its own part only."""
-    return {name: jax.make_array_from_callback(x.shape, sharding[name], lambda index, x=x: x[index]) for name, x in params.items()}
+    return {
+        name: jax.make_array_from_callback(x.shape, sharding[name], lambda index, x=x: x[index])
+        for name, x in params.items()
+    }

@@ -29,7 +29,12 @@ VOCABULARY = ("vocab.json", "merges.txt")
 
 
 def start(
-    config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, optimiser: optax.GradientTransformation, workdir: Path, saved: Checkpoints
+    config: ml_collections.ConfigDict,
+    sizes: AnimatorConfig,
+    mesh: Mesh,
+    optimiser: optax.GradientTransformation,
+    workdir: Path,
+    saved: Checkpoints,
 ) -> tuple[TrainState, int]:
     """The state, and how many examples it has seen.
 
@@ -41,7 +46,9 @@ def start(
     shapes = jax.eval_shape(begin, parameter_shapes(sizes))
     sharding = parameter_sharding(mesh, shapes)
     if saved.latest is not None:
-        abstract = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, sharding)
+        abstract = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, sharding
+        )
         state, position = saved.restore(abstract)
         log.info("Going on from step %d of %s.", state.step, workdir)
         return state, position["examples"]
@@ -80,7 +87,14 @@ def _twin(name: str, names: Flat) -> str | None:
     root, rest = name.split("/", 1)
     if root not in ("appearance", "control"):
         return None
-    return next((twin for twin in (f"unet/{rest}", f"unet/decoder/{rest}") if twin in names and names[twin].shape == names[name].shape), None)
+    return next(
+        (
+            twin
+            for twin in (f"unet/{rest}", f"unet/decoder/{rest}")
+            if twin in names and names[twin].shape == names[name].shape
+        ),
+        None,
+    )
 
 
 def _given(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, workdir: Path) -> Flat:
@@ -103,11 +117,17 @@ def _given(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh,
 
 
 def _check_shapes(found: Flat, expected: dict[str, jax.ShapeDtypeStruct], folder: Path) -> None:
-    odd = [name for name in sorted(found.keys() | expected.keys()) if np.shape(found.get(name)) != np.shape(expected.get(name))]
+    odd = [
+        name
+        for name in sorted(found.keys() | expected.keys())
+        if np.shape(found.get(name)) != np.shape(expected.get(name))
+    ]
     if odd:
         name = odd[0]
         shapes = (str(np.shape(tree[name])) if name in tree else "nothing" for tree in (expected, found))
-        raise InputError("{} is of another size than config.model: for {} expected {}, found {}".format(folder, name, *shapes))
+        raise InputError(
+            "{} is of another size than config.model: for {} expected {}, found {}".format(folder, name, *shapes)
+        )
 
 
 def make_tokenizer(sizes: AnimatorConfig, workdir: Path) -> Tokenizer:

@@ -73,7 +73,9 @@ def make_optimiser(config: ml_collections.ConfigDict) -> tuple[optax.GradientTra
         "constant": optax.constant_schedule(config.lr),
         "cosine": optax.cosine_decay_schedule(config.lr, max(1, config.steps - config.warmup), alpha=0.05),
     }
-    rate = optax.join_schedules([optax.linear_schedule(0.0, config.lr, max(1, config.warmup)), decays[config.decay]], [config.warmup])
+    rate = optax.join_schedules(
+        [optax.linear_schedule(0.0, config.lr, max(1, config.warmup)), decays[config.decay]], [config.warmup]
+    )
     optimiser = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(rate, *config.betas, weight_decay=config.weight_decay),
@@ -81,11 +83,15 @@ def make_optimiser(config: ml_collections.ConfigDict) -> tuple[optax.GradientTra
     return (optax.MultiSteps(optimiser, config.accumulate) if config.accumulate > 1 else optimiser), rate
 
 
-def init_state(params: dict, rules: Sequence[tuple[str, bool]], optimiser: optax.GradientTransformation, dtype: jnp.dtype) -> TrainState:
+def init_state(
+    params: dict, rules: Sequence[tuple[str, bool]], optimiser: optax.GradientTransformation, dtype: jnp.dtype
+) -> TrainState:
     trainable, frozen = split(flatten(params), rules)
     trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trainable)
     frozen = jax.tree.map(lambda x: jnp.asarray(x, dtype), frozen)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimiser.init(trainable), jax.tree.map(jnp.copy, trainable))
+    return TrainState(
+        jnp.zeros((), jnp.int32), trainable, frozen, optimiser.init(trainable), jax.tree.map(jnp.copy, trainable)
+    )
 
 
 def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, options: ml_collections.ConfigDict) -> Loss:
@@ -124,7 +130,10 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
         error = error.mean((1, 2, 3))
         weighted = (loss_weights(t, schedule, options.min_snr_gamma) * error).mean()
         quarter = t // (schedule.steps // 4)
-        buckets = {f"loss_t{i}": jnp.where(quarter == i, error, 0).sum() / (quarter == i).sum().astype(jnp.float32) for i in range(4)}  # nan: none
+        buckets = {
+            f"loss_t{i}": jnp.where(quarter == i, error, 0).sum() / (quarter == i).sum().astype(jnp.float32)
+            for i in range(4)
+        }  # nan: none
         return weighted, buckets
 
     return loss
@@ -140,7 +149,9 @@ def _pixels(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
     return x.astype(dtype) / jnp.asarray(127.5, dtype) - 1
 
 
-def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.Schedule, config: ml_collections.ConfigDict):
+def make_step(
+    loss: Loss, optimiser: optax.GradientTransformation, rate: optax.Schedule, config: ml_collections.ConfigDict
+):
     """(state, batch, number of the step) -> (state, metrics). Only the trainable parameters are differentiated; frozen ones pass untouched.
 
     Where the loss or the gradient is not finite the state stays as it was, so that it can be looked into; it then refuses all that follows, whose
@@ -183,7 +194,9 @@ def make_step(loss: Loss, optimiser: optax.GradientTransformation, rate: optax.S
 
 def jit_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, ids: np.ndarray, mesh: Mesh, state: TrainState):
     """The jitted step of a run on a mesh; `state` may be shapes. The old state's memory is given to the new one."""
-    if not any("motion_modules" in name for name in state.trainable):  # the appearance stage sees single frames, as published
+    if not any(
+        "motion_modules" in name for name in state.trainable
+    ):  # the appearance stage sees single frames, as published
         sizes = dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, temporal=None))
     loss = diffusion_loss(Animator(sizes), Schedule(**config.schedule), ids, config.loss)
     sharding, whole = parameter_sharding(mesh, state), replicated(mesh)

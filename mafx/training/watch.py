@@ -78,9 +78,14 @@ class Meter:
         """Means without what is not a number (loss of timesteps that no example had), examples per second, the share of the devices' matmul rate that
         the networks' arithmetic takes, and the largest memory so far in GiB."""
         seconds = time.perf_counter() - self._began
-        columns = {name: [x for values in self._values if not math.isnan(x := values[name])] for name in self._values[0]}
+        columns = {
+            name: [x for values in self._values if not math.isnan(x := values[name])] for name in self._values[0]
+        }
         means = {name: float(np.mean(column)) for name, column in columns.items() if column}
-        speed = {"examples_per_second": self._examples / seconds, "flop_utilisation": self._flops / seconds / self._rate}
+        speed = {
+            "examples_per_second": self._examples / seconds,
+            "flop_utilisation": self._flops / seconds / self._rate,
+        }
         self._restart()
         return means | speed | {"memory_gib": peak_memory() / 2**30}
 
@@ -91,18 +96,24 @@ def peak_memory() -> int:
     return statistics.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
-def show(model: Model, clips: list[Clip], options: ExampleOptions, frames: int, guidance_scale: float) -> tuple[dict[str, float], np.ndarray]:
+def show(
+    model: Model, clips: list[Clip], options: ExampleOptions, frames: int, guidance_scale: float
+) -> tuple[dict[str, float], np.ndarray]:
     """Animate the beginning of held-out clips from their first frame. Returns mean scores, and a video with a row per clip:
     reference | motion | result | truth."""
     rows, scores = [], []
     for clip in clips:
         example = read_example(clip, 0, 1 + np.arange(min(frames, clip.frames - 1)), options)
         reference, motion, truth = example["reference"], example["motion"], example["video"]
-        result = animate(model, reference, motion, guidance_scale=guidance_scale, steps=20, sampler="dpmpp_2m", progress=False)
+        result = animate(
+            model, reference, motion, guidance_scale=guidance_scale, steps=20, sampler="dpmpp_2m", progress=False
+        )
         result = media.to_uint8(result.video)
         rows.append(media.side_by_side(reference, motion, result, truth))
         person, copy = read_labels(motion)[0] > 0, np.broadcast_to(reference, truth.shape)
         scores.append([psnr(result, truth), psnr(result, truth, person), psnr(copy, truth), psnr(copy, truth, person)])
     length = min(map(len, rows))
     names = SCORE, f"{SCORE}_person", "copying_psnr", "copying_psnr_person"
-    return dict(zip(names, np.mean(scores, axis=0).tolist(), strict=True)), np.concatenate([row[:length] for row in rows], axis=1)
+    return dict(zip(names, np.mean(scores, axis=0).tolist(), strict=True)), np.concatenate(
+        [row[:length] for row in rows], axis=1
+    )

@@ -81,7 +81,10 @@ def cheap_params(config: AnimatorConfig, dtype: str) -> dict:
 
 def shapes_of(tree, dtype=None):
     """The same arrays without their values, in another floating dtype if one is given."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype if dtype and jnp.issubdtype(x.dtype, jnp.floating) else x.dtype), tree)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, dtype if dtype and jnp.issubdtype(x.dtype, jnp.floating) else x.dtype),
+        tree,
+    )
 
 
 # -- Parts, each a function of the flags that returns rows: {"what": ..., figure: number, ...}
@@ -103,11 +106,19 @@ def components(args: argparse.Namespace) -> list[dict]:
     params, rng = cheap_params(config, args.dtype), np.random.default_rng(1)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape, np.float32), dtype)  # noqa: E731
     h, w, c = H // config.autoencoder.factor, W // config.autoencoder.factor, config.unet.channels
-    noisy, reference, text, t = draw(1, f, h, w, c), draw(1, h, w, c), draw(1, 77, config.unet.text_width), jnp.array([500])
+    noisy, reference, text, t = (
+        draw(1, f, h, w, c),
+        draw(1, h, w, c),
+        draw(1, 77, config.unet.text_width),
+        jnp.array([500]),
+    )
     motion = draw(1, f, H, W, 3)
 
     def runner(networks: Animator):
-        return lambda method, *inputs: (lambda p, *inputs: networks.apply({"params": p}, *inputs, method=method), inputs)
+        return lambda method, *inputs: (
+            lambda p, *inputs: networks.apply({"params": p}, *inputs, method=method),
+            inputs,
+        )
 
     run = runner(Animator(config))
     still = runner(Animator(dataclasses.replace(config, unet=dataclasses.replace(config.unet, temporal=None))))
@@ -133,7 +144,10 @@ def components(args: argparse.Namespace) -> list[dict]:
         "a guided step without temporal layers": still(step, noisy, reference, t, text, motion),
         "decoding one frame": run("decode_latents", noisy[:, 0]),
     }
-    of_unet, of_others = ([row(what, function, (params, *inputs), args) for what, (function, inputs) in parts.items()] for parts in (unet, others))
+    of_unet, of_others = (
+        [row(what, function, (params, *inputs), args) for what, (function, inputs) in parts.items()]
+        for parts in (unet, others)
+    )
     took, tera = (sum(row[figure] for row in of_unet) for figure in ("seconds", "TFLOP"))
     return [*of_unet, {"what": "UNet, all of it", "seconds": took, "TFLOP": tera, "TFLOP/s": tera / took}, *of_others]
 
@@ -185,7 +199,9 @@ def reference(args: argparse.Namespace) -> list[dict]:
     }
     took = found["seconds"]
     rows = [{"what": names[name], "seconds": x} for name, x in took.items()]
-    rows.append({"what": video(args), "seconds": args.steps * took["step"] + args.frames * took["decode"]})  # and no text, encoding or input
+    rows.append(
+        {"what": video(args), "seconds": args.steps * took["step"] + args.frames * took["decode"]}
+    )  # and no text, encoding or input
     return [*rows, {"what": "peak memory, GiB", "GiB": found.get("peak_device_gib", found["peak_rss_gib"])}]
 
 
@@ -214,7 +230,10 @@ def tokenizer(args: argparse.Namespace) -> Tokenizer:
 def compiling(args: argparse.Namespace) -> list[dict]:
     """All programs of sampling, in a new process with an empty cache, and in another one after it."""
     with tempfile.TemporaryDirectory() as cache:
-        starts = {start: in_own_process("compile_once", argparse.Namespace(**vars(args) | {"cache": cache})) for start in ("first", "second")}
+        starts = {
+            start: in_own_process("compile_once", argparse.Namespace(**vars(args) | {"cache": cache}))
+            for start in ("first", "second")
+        }
     return [{"what": f"{start} start", **found[0]} for start, found in starts.items()]
 
 
@@ -222,7 +241,9 @@ def compile_once(args: argparse.Namespace) -> list[dict]:
     """Seconds in XLA, or in reading what it once compiled, and with tracing, which is waited for as well."""
     keep_programs(Path(args.cache))
     spent = []
-    jax.monitoring.register_event_duration_secs_listener(lambda event, took, **_: spent.append(took) if "backend_compile" in event else None)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, took, **_: spent.append(took) if "backend_compile" in event else None
+    )
     model, began = abstract_model(SIZES[args.model], args.dtype), time.perf_counter()
     mafx.compile_ahead(model, tuple(args.size), args.frames, steps=25)
     return [{"compiling": sum(spent), "with tracing": time.perf_counter() - began}]
@@ -240,10 +261,16 @@ def training(args: argparse.Namespace) -> list[dict]:
         size, mesh = model_sizes(config), make_mesh(config.mesh)
         b, traced = args.batch * mesh.size, trace_step(config, size, mesh, args.batch)
         flops = count_flops(traced.jaxpr)
-        row = {"what": f"{stage} stage, batch {b}", "TFLOP": flops / 1e12, "examples/s of an H200": b * H200 / 2 / flops}
+        row = {
+            "what": f"{stage} stage, batch {b}",
+            "TFLOP": flops / 1e12,
+            "examples/s of an H200": b * H200 / 2 / flops,
+        }
         if args.train:
             compiled, took = traced.lower().compile(), []
-            begin = functools.partial(init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.dtype(config.dtype))
+            begin = functools.partial(
+                init_state, rules=config.train_only, optimiser=make_optimiser(config)[0], dtype=jnp.dtype(config.dtype)
+            )
             state, f, (H, W) = jax.jit(begin)(cheap_params(size, "float32")), config.data.frames, args.size
             shapes = {"video": (b, f, H, W, 3), "motion": (b, f, H, W, 3), "reference": (b, H, W, 3)}
             batch = {name: np.random.default_rng(0).integers(0, 256, shape, np.uint8) for name, shape in shapes.items()}
@@ -252,7 +279,10 @@ def training(args: argparse.Namespace) -> list[dict]:
                 state, metrics = compiled(state, distribute_batch(mesh, batch), np.int32(number))
                 jax.block_until_ready(metrics)
                 took.append(time.perf_counter() - began)
-            row |= {"seconds": statistics.median(took[1:]), "TFLOP/s": flops / mesh.size / statistics.median(took[1:]) / 1e12}
+            row |= {
+                "seconds": statistics.median(took[1:]),
+                "TFLOP/s": flops / mesh.size / statistics.median(took[1:]) / 1e12,
+            }
         rows.append(row)
     return [*rows, {"what": "peak memory, GiB", "GiB": peak_memory() / 2**30}]
 
@@ -266,7 +296,16 @@ def data(args: argparse.Namespace) -> list[dict]:
         for i in range(2):
             for kind, frames in zip(("", "_densepose"), PuppetClip(i, i, (512, 512)).read(np.arange(96)), strict=True):
                 media.write_video(raw / f"{i}{kind}.mp4", frames, Fraction(25))
-        command = [sys.executable, "-m", "mafx.data.builders", "clips", "--manual_dir", str(raw), "--data_dir", str(prepared)]
+        command = [
+            sys.executable,
+            "-m",
+            "mafx.data.builders",
+            "clips",
+            "--manual_dir",
+            str(raw),
+            "--data_dir",
+            str(prepared),
+        ]
         subprocess.run(command, check=True, capture_output=True, cwd=REFERENCE.parents[1])
         config.update({"name": "clips", "path": str(prepared), "test_clips": 0})
         clips = find_clips(config, "train")
@@ -277,7 +316,12 @@ def data(args: argparse.Namespace) -> list[dict]:
             while time.perf_counter() - began < 10:
                 next(iterator)
                 count += 1
-            rows.append({"what": f"{frames} frames and the reference", "examples/s of a core": count / (time.process_time() - spent)})
+            rows.append(
+                {
+                    "what": f"{frames} frames and the reference",
+                    "examples/s of a core": count / (time.process_time() - spent),
+                }
+            )
     return rows
 
 
@@ -291,7 +335,13 @@ def loading(args: argparse.Namespace) -> list[dict]:
         jax.block_until_ready(params)
         took = time.perf_counter() - began
     count = sum(x.size for x in jax.tree.leaves(params))
-    return [{"what": f"{count / 1e6:.0f} million parameters from float32 files", "seconds": took, "GB/s": 4 * count / took / 1e9}]
+    return [
+        {
+            "what": f"{count / 1e6:.0f} million parameters from float32 files",
+            "seconds": took,
+            "GB/s": 4 * count / took / 1e9,
+        }
+    ]
 
 
 def kernels(args: argparse.Namespace) -> list[dict]:
@@ -309,7 +359,13 @@ def kernels(args: argparse.Namespace) -> list[dict]:
     wanted = [plane for plane in planes if "/device:" in plane.name] or planes  # an accelerator's own, else the host's
     for plane in wanted:
         for line in plane.lines:
-            if "/device:" in plane.name and line.name in ("XLA Modules", "Steps", "Framework Ops", "Framework Name Scope", "Source code"):
+            if "/device:" in plane.name and line.name in (
+                "XLA Modules",
+                "Steps",
+                "Framework Ops",
+                "Framework Name Scope",
+                "Source code",
+            ):
                 continue  # sums of what the others have
             for event in line.events:
                 if event.name.startswith("$"):  # lines of Python
@@ -341,7 +397,10 @@ def table(rows: list[dict], title: str) -> str:
     """Markdown."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     lines = [f"| {title} | {' | '.join(columns[1:])} |", f"|---|{'--:|' * (len(columns) - 1)}"]
-    return "\n".join([*lines, *("| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows)]) + "\n"
+    return (
+        "\n".join([*lines, *("| " + " | ".join(_cell(row.get(name)) for name in columns) + " |" for row in rows)])
+        + "\n"
+    )
 
 
 def _cell(x) -> str:
@@ -358,9 +417,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, help="counted ones; 5, or 1 on a CPU")
     parser.add_argument("--batch", type=int, default=1, help="examples per device in training")
     parser.add_argument(
-        "--train", action=argparse.BooleanOptionalAction, help="run training steps, not only count them; by default not at full size on a CPU"
+        "--train",
+        action=argparse.BooleanOptionalAction,
+        help="run training steps, not only count them; by default not at full size on a CPU",
     )
-    parser.add_argument("--parts", nargs="+", default=[part.__name__ for part in PARTS], choices=[part.__name__ for part in PARTS])
+    parser.add_argument(
+        "--parts", nargs="+", default=[part.__name__ for part in PARTS], choices=[part.__name__ for part in PARTS]
+    )
     parser.add_argument("--json", type=Path, help="where the figures go")
     args = parser.parse_args()
     figures = {}
@@ -379,7 +442,9 @@ def main() -> None:
 def in_own_process(part: str, args: argparse.Namespace) -> list[dict] | None:
     """Rows, or None where it failed; why stands above then."""
     command = [sys.executable, __file__, CHILD, part, json.dumps(vars(args))]
-    environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # a part may start others that use the same device
+    environment = os.environ | {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false"
+    }  # a part may start others that use the same device
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     if done.returncode:
         print(f"{args.model}, {part}: exit code {done.returncode}", file=sys.stderr, flush=True)
@@ -389,7 +454,11 @@ def in_own_process(part: str, args: argparse.Namespace) -> list[dict] | None:
 
 def child(part: str, args: argparse.Namespace) -> None:
     cpu = jax.default_backend() == "cpu"
-    defaults = {"size": (256, 256) if cpu else (512, 512), "dtype": "float32" if cpu else "bfloat16", "steps": 1 if cpu else 25}
+    defaults = {
+        "size": (256, 256) if cpu else (512, 512),
+        "dtype": "float32" if cpu else "bfloat16",
+        "steps": 1 if cpu else 25,
+    }
     defaults |= {"runs": 1 if cpu else 5, "train": not cpu or args.model == "tiny"}
     for name, value in defaults.items():
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))

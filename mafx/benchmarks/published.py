@@ -46,7 +46,9 @@ from mafx.pretrained.names import current_name
 Bank = dict[str, torch.Tensor]
 Residuals = tuple[tuple[torch.Tensor, ...], torch.Tensor]
 
-FUSED = re.compile(r"(mid_block|up_blocks\.\d+)\.attentions\.\d+\.transformer_blocks\.0$")  # the transformer blocks that give and take features
+FUSED = re.compile(
+    r"(mid_block|up_blocks\.\d+)\.attentions\.\d+\.transformer_blocks\.0$"
+)  # the transformer blocks that give and take features
 MOTION_NAMES = (  # published -> diffusers, which has one buffer of positions for both attentions; the published two are equal
     (r"(motion_modules\.\d+)\.temporal_transformer\.", r"\1."),
     (r"attention_blocks\.\d\.pos_encoder\.", "pos_embed."),
@@ -83,7 +85,9 @@ class MixedAttention(AttnProcessor2_0):
 
     features: torch.Tensor | None = None  # `b m c`, the reference's, set before every call of the UNet
 
-    def __call__(self, attn: Attention, x: torch.Tensor, encoder_hidden_states=None, attention_mask=None) -> torch.Tensor:
+    def __call__(
+        self, attn: Attention, x: torch.Tensor, encoder_hidden_states=None, attention_mask=None
+    ) -> torch.Tensor:
         if self.features is None:
             return super().__call__(attn, x)
         features = self.features.repeat_interleave(len(x) // len(self.features), dim=0)
@@ -101,11 +105,19 @@ class Skip(nn.Module):
 
 
 def _settings(c: UNetConfig, kind: str, up: bool = True) -> dict:
-    settings = {"in_channels": c.channels, "block_out_channels": c.widths, "layers_per_block": c.layers, "cross_attention_dim": c.text_width}
+    settings = {
+        "in_channels": c.channels,
+        "block_out_channels": c.widths,
+        "layers_per_block": c.layers,
+        "cross_attention_dim": c.text_width,
+    }
     settings |= {"norm_num_groups": c.groups, "norm_eps": c.eps}
     settings["down_block_types"] = [f"{'CrossAttn' * attends}DownBlock{kind}" for attends in c.attends]
     if up:
-        settings |= {"out_channels": c.channels, "up_block_types": [f"{'CrossAttn' * attends}UpBlock{kind}" for attends in c.attends[::-1]]}
+        settings |= {
+            "out_channels": c.channels,
+            "up_block_types": [f"{'CrossAttn' * attends}UpBlock{kind}" for attends in c.attends[::-1]],
+        }
     return settings
 
 
@@ -113,9 +125,16 @@ def _denoiser(c: UNetConfig) -> UNetMotionModel:
     m = c.temporal
     network = UNetMotionModel(**_settings(c, "Motion"), num_attention_heads=c.heads, use_motion_mid_block=False)
     for module in [module for module in network.modules() if isinstance(module, ResnetBlock2D)]:
-        module.norm1, module.norm2 = (VideoGroupNorm(norm.num_groups, norm.num_channels, norm.eps) for norm in (module.norm1, module.norm2))
+        module.norm1, module.norm2 = (
+            VideoGroupNorm(norm.num_groups, norm.num_channels, norm.eps) for norm in (module.norm1, module.norm2)
+        )
     network.conv_norm_out = VideoGroupNorm(c.groups, c.widths[0], c.eps)
-    more = {"norm_num_groups": m.groups, "positional_embeddings": "sinusoidal", "num_positional_embeddings": m.max_frames, "activation_fn": "geglu"}
+    more = {
+        "norm_num_groups": m.groups,
+        "positional_embeddings": "sinusoidal",
+        "num_positional_embeddings": m.max_frames,
+        "activation_fn": "geglu",
+    }
     for block in (*network.down_blocks, *network.up_blocks):
         widths = [module.in_channels for module in block.motion_modules]
         block.motion_modules = nn.ModuleList(MotionModule(m.heads, width // m.heads, width, **more) for width in widths)
@@ -133,8 +152,17 @@ def _appearance_encoder(c: UNetConfig) -> UNet2DConditionModel:
 
 
 def _autoencoder(c: AutoencoderConfig) -> AutoencoderKL:
-    kinds = {f"{way}_block_types": [f"{way.title()}{half}coderBlock2D"] * len(c.widths) for way, half in (("down", "En"), ("up", "De"))}
-    return AutoencoderKL(block_out_channels=c.widths, layers_per_block=c.layers, norm_num_groups=c.groups, latent_channels=c.channels, **kinds)
+    kinds = {
+        f"{way}_block_types": [f"{way.title()}{half}coderBlock2D"] * len(c.widths)
+        for way, half in (("down", "En"), ("up", "De"))
+    }
+    return AutoencoderKL(
+        block_out_channels=c.widths,
+        layers_per_block=c.layers,
+        norm_num_groups=c.groups,
+        latent_channels=c.channels,
+        **kinds,
+    )
 
 
 class Reference:
@@ -144,7 +172,14 @@ class Reference:
       text: what `step` uses, rows [unconditional, conditional]; random until set, as the text tower is not part of this.
     """
 
-    def __init__(self, config: AnimatorConfig, device="cpu", dtype=torch.float32, channels_last: bool = True, compile: bool = False):
+    def __init__(
+        self,
+        config: AnimatorConfig,
+        device="cpu",
+        dtype=torch.float32,
+        channels_last: bool = True,
+        compile: bool = False,
+    ):
         self.config, self.device = config, device
         c = config.unet
         with torch.device("meta"):  # diffusers' own initialisation is thrown away, and slow at this size
@@ -152,13 +187,17 @@ class Reference:
                 "unet": _denoiser(c),
                 "appearance": _appearance_encoder(c),
                 "control": ControlNetModel(
-                    **_settings(c, "2D", up=False), attention_head_dim=c.heads, conditioning_embedding_out_channels=config.motion_widths
+                    **_settings(c, "2D", up=False),
+                    attention_head_dim=c.heads,
+                    conditioning_embedding_out_channels=config.motion_widths,
                 ),
                 "autoencoder": _autoencoder(config.autoencoder),
             }
         for network in self.networks.values():
             layout = torch.channels_last if channels_last else torch.preserve_format
-            nn.Module.to(network.eval().requires_grad_(False), dtype=dtype, memory_format=layout)  # diffusers' own `to` warns without cause
+            nn.Module.to(
+                network.eval().requires_grad_(False), dtype=dtype, memory_format=layout
+            )  # diffusers' own `to` warns without cause
             _randomise(network.to_empty(device=device))
         self.text = torch.randn(2, config.text.positions, c.text_width, device=device, dtype=dtype)
         self._norms = [module for module in self.networks["unet"].modules() if isinstance(module, VideoGroupNorm)]
@@ -172,7 +211,10 @@ class Reference:
             if FUSED.match(name):
                 block.norm1.register_forward_hook(lambda _, __, y, name=name: self._bank.__setitem__(name, y))
         if compile:
-            for network in (*(self.networks[name] for name in ("unet", "appearance", "control")), self.networks["autoencoder"].decoder):
+            for network in (
+                *(self.networks[name] for name in ("unet", "appearance", "control")),
+                self.networks["autoencoder"].decoder,
+            ):
                 network.compile()
 
     def load(self, folder: str | Path) -> None:
@@ -180,7 +222,10 @@ class Reference:
         for root, network in self.networks.items():
             state = {}
             for file in [open_tensors(part.find(Path(folder))) for part in PARTS if part.root == root]:
-                state |= {_diffusers_name(name): torch.from_numpy(np.array(file.read(name), np.float32)) for name in file.shapes}
+                state |= {
+                    _diffusers_name(name): torch.from_numpy(np.array(file.read(name), np.float32))
+                    for name in file.shapes
+                }
             network.load_state_dict(state)
 
     @torch.inference_mode()
@@ -194,11 +239,15 @@ class Reference:
     def control(self, noisy: torch.Tensor, t, text: torch.Tensor, motion: torch.Tensor) -> Residuals:
         """Noisy latents `1 c f h w`, text `1 n c`, pose `f 3 H W` in [0, 1] -> residuals of the skips and of the middle, `f c h w`."""
         frames = rearrange(noisy, "1 c f h w -> f c h w")
-        skips, middle = self.networks["control"](frames, self._time(t), text.expand(len(frames), -1, -1), motion, return_dict=False)
+        skips, middle = self.networks["control"](
+            frames, self._time(t), text.expand(len(frames), -1, -1), motion, return_dict=False
+        )
         return tuple(skips), middle
 
     @torch.inference_mode()
-    def unet(self, noisy: torch.Tensor, t, text: torch.Tensor, bank: Bank | None = None, residuals: Residuals | None = None) -> torch.Tensor:
+    def unet(
+        self, noisy: torch.Tensor, t, text: torch.Tensor, bank: Bank | None = None, residuals: Residuals | None = None
+    ) -> torch.Tensor:
         """Noisy latents `b c f h w` -> noise prediction, likewise. With a bank the first half of the rows is the unconditional one."""
         b, _, f = noisy.shape[:3]
         for norm in self._norms:
@@ -210,7 +259,8 @@ class Reference:
             noisy,
             self._time(t),
             text.repeat_interleave(f, dim=0),
-            down_block_additional_residuals=skips and tuple(torch.cat([skip] * b) for skip in skips),  # unlike repeat, it keeps memory channel-last
+            down_block_additional_residuals=skips
+            and tuple(torch.cat([skip] * b) for skip in skips),  # unlike repeat, it keeps memory channel-last
             mid_block_additional_residual=None if middle is None else torch.cat([middle] * b),
             return_dict=False,
         )[0]
@@ -221,7 +271,9 @@ class Reference:
         return self.networks["autoencoder"].decode(latents / self.config.autoencoder.scaling, return_dict=False)[0]
 
     @torch.inference_mode()
-    def step(self, latents: torch.Tensor, t, motion: torch.Tensor, reference_latents: torch.Tensor, guidance: float = 7.5) -> torch.Tensor:
+    def step(
+        self, latents: torch.Tensor, t, motion: torch.Tensor, reference_latents: torch.Tensor, guidance: float = 7.5
+    ) -> torch.Tensor:
         """Guided noise prediction `1 c f h w` for latents `1 c f h w`, pose `f 3 H W` and clean latents `1 c h w`."""
         bank = self.appearance(torch.cat([reference_latents] * 2), t, self.text)
         residuals = self.control(latents, t, self.text[1:], motion)
@@ -273,8 +325,14 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--compile", action="store_true", help="by torch.compile; the first run, which is not counted, waits for it")
-    parser.add_argument("--malloc", action="store_true", help="keep freed memory instead of asking the system for fresh pages at every layer (glibc)")
+    parser.add_argument(
+        "--compile", action="store_true", help="by torch.compile; the first run, which is not counted, waits for it"
+    )
+    parser.add_argument(
+        "--malloc",
+        action="store_true",
+        help="keep freed memory instead of asking the system for fresh pages at every layer (glibc)",
+    )
     parser.add_argument("--threads", type=int, help="one per core unless given")
     args = parser.parse_args()
     if args.malloc:
@@ -304,7 +362,10 @@ def main() -> None:
     result["seconds"] = {name: round(_median_seconds(call, args.runs), 4) for name, call in calls.items()}
     result["peak_rss_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     if args.device != "cpu":
-        result |= {"device": torch.cuda.get_device_name(), "peak_device_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)}
+        result |= {
+            "device": torch.cuda.get_device_name(),
+            "peak_device_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
+        }
     print(json.dumps(result))
 
 

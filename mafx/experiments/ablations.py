@@ -63,10 +63,15 @@ def base(ablation: Ablation) -> str:
 
 def train(name: str, ablation: Ablation, runs: Path) -> Path:
     """The work folder of an ablation's last stage, trained as far as it needs to be."""
-    own = {stage for stage in ablation.trains if ablation.config}  # where nothing differs, the full model's folders serve
+    own = {
+        stage for stage in ablation.trains if ablation.config
+    }  # where nothing differs, the full model's folders serve
     folder = {stage: runs / (name if stage in own else "full") / stage for stage in STAGES}
     for stage in ablation.trains:
-        if not (folder[stage] / "checkpoints").is_dir() or find_step(folder[stage], "latest") < get_config(f"{name}:{stage}").steps:
+        if (
+            not (folder[stage] / "checkpoints").is_dir()
+            or find_step(folder[stage], "latest") < get_config(f"{name}:{stage}").steps
+        ):
             start = () if stage == "appearance" else ("--config.init_from", str(folder["appearance"]))
             run("train.py", "--config", f"configs/ablations.py:{name}:{stage}", "--workdir", str(folder[stage]), *start)
     return folder["appearance" if ablation.trains == ("appearance",) else "temporal"]
@@ -82,7 +87,9 @@ def judge(ablation: Ablation, changed: dict, found: dict[str, dict]) -> dict[str
     """The claim's measure for both, how much better the full model is by it, and whether that is as claimed."""
     full, name = found[base(ablation)], ablation.measure
     difference = compare(changed, full)["difference"][name]
-    low, high = sorted(-x for x in difference[1:]) if higher_is_better(name) else difference[1:]  # of what the full model is better by
+    low, high = (
+        sorted(-x for x in difference[1:]) if higher_is_better(name) else difference[1:]
+    )  # of what the full model is better by
     better = "full" if low > 0 else "changed" if high < 0 else "neither"
     return {
         "claim": ablation.claim,
@@ -97,11 +104,22 @@ def judge(ablation: Ablation, changed: dict, found: dict[str, dict]) -> dict[str
 
 def table(rows: dict[str, dict]) -> str:
     """Markdown, a row per ablation."""
-    lines = ["| change | claim | measure | full | changed | difference, 95 % | as claimed |", "|---|---|---|--:|--:|--:|---|"]
+    lines = [
+        "| change | claim | measure | full | changed | difference, 95 % | as claimed |",
+        "|---|---|---|--:|--:|--:|---|",
+    ]
     for name, row in rows.items():
         arrow = "↑" if higher_is_better(row["measure"]) else "↓"
-        numbers = "{:.4g} | {:.4g} | {:+.3g} [{:+.3g}, {:+.3g}]".format(row["full"][0], row["changed"][0], *row["difference"])
-        verdict = "yes" if row["better"] == row["expected"] else "no difference" if row["better"] == "neither" else f"no: {row['better']} is better"
+        numbers = "{:.4g} | {:.4g} | {:+.3g} [{:+.3g}, {:+.3g}]".format(
+            row["full"][0], row["changed"][0], *row["difference"]
+        )
+        verdict = (
+            "yes"
+            if row["better"] == row["expected"]
+            else "no difference"
+            if row["better"] == "neither"
+            else f"no: {row['better']} is better"
+        )
         lines.append(f"| {name} | {row['claim']} | {row['measure']} {arrow} | {numbers} | {verdict} |")
     return "\n".join(lines) + "\n"
 

@@ -54,11 +54,17 @@ def main() -> None:
     args = parser.parse_args()
     model = load_workdir(args.workdir) if args.workdir else mafx.load_bundled()
     size = tuple(bundled_config().data.size)
-    examples = [read_example(clip, 0, 1 + np.arange(16), ExampleOptions(size=size)) for clip in puppet_clips("test", args.clips, size)]
+    examples = [
+        read_example(clip, 0, 1 + np.arange(16), ExampleOptions(size=size))
+        for clip in puppet_clips("test", args.clips, size)
+    ]
     ways = [(line, FULL | changes) for line, all_changes in WAYS.items() for changes in all_changes]
     whole, rows = None, []
     for line, settings in tqdm(ways, unit="way"):
-        videos, seconds = zip(*(animate(model, example, settings | {"guidance_scale": args.guidance}) for example in examples), strict=True)
+        videos, seconds = zip(
+            *(animate(model, example, settings | {"guidance_scale": args.guidance}) for example in examples),
+            strict=True,
+        )
         whole = whole or videos
         scores = np.mean([score(*each) for each in zip(videos, whole, examples, strict=True)], axis=0)
         took = statistics.median(seconds[1:])  # the first one compiles
@@ -94,7 +100,9 @@ def table(rows: list[dict]) -> str:
         low, high = row.get("guidance_interval", (0, 1000))
         scores = " | ".join("" if row[name] >= 100 else f"{row[name]:.2f}" for name in SCORES)
         faster = rows[0]["seconds"] / row["seconds"]
-        lines.append(f"| {row['line']} | {row['sampler']} | {row['steps']} | {low} to {high} | {row.get('reuse', 1)} | {faster:.2f} x | {scores} |")
+        lines.append(
+            f"| {row['line']} | {row['sampler']} | {row['steps']} | {low} to {high} | {row.get('reuse', 1)} | {faster:.2f} x | {scores} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -104,7 +112,13 @@ def draw(rows: list[dict]) -> plt.Figure:
     for axis, name in zip(axes, (SCORES[0], SCORES[2]), strict=True):
         for line in WAYS:
             mine = [row for row in rows if row["line"] == line and row[name] < 100]
-            axis.plot([rows[0]["seconds"] / row["seconds"] for row in mine], [row[name] for row in mine], "o-", label=line, markersize=4)
+            axis.plot(
+                [rows[0]["seconds"] / row["seconds"] for row in mine],
+                [row[name] for row in mine],
+                "o-",
+                label=line,
+                markersize=4,
+            )
         axis.axvline(1, color="grey", linewidth=0.5)
         axis.set(xscale="log", xlabel="times faster than 25 DDIM steps", ylabel=f"PSNR {name}, dB")
         axis.grid(alpha=0.3, which="both")

@@ -27,7 +27,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 # TPUs are only compiled for: there is nothing to ask about or to lock
-os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+os.environ |= {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jax.experimental import topologies
@@ -58,7 +63,9 @@ def compile_stage(stage: str, topology: str, fsdp: int, remat: str, args: argpar
     config.model, config.remat, config.data.size = args.model, remat, tuple(args.size)
     sizes = model_sizes(config)
     networks = dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, attention_kernel=args.kernel))
-    mesh = make_mesh({"data": -1, "fsdp": fsdp}, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    mesh = make_mesh(
+        {"data": -1, "fsdp": fsdp}, topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    )
     traced = trace_step(config, networks, mesh, args.batch)
     (Path(folder) / FLOPS).write_text(str(count_flops(traced.jaxpr.jaxpr) // (args.batch * mesh.size)))
     traced.lower().compile(compiler_options=SWITCHES | {"xla_dump_to": folder})
@@ -90,7 +97,13 @@ def memory(report: str) -> dict[str, int]:
     for size, what in re.findall(r"^allocation \d+: size (\d+), (.*)", report, re.M):
         if "color" in what or what.startswith("thread-local"):  # not in the device's main memory
             continue
-        kind = "arguments" if what.startswith("parameter") else "temporaries" if what.startswith("preallocated-temp") else "rest"
+        kind = (
+            "arguments"
+            if what.startswith("parameter")
+            else "temporaries"
+            if what.startswith("preallocated-temp")
+            else "rest"
+        )
         sizes[kind] += int(size)
         sizes["of them donated"] += int(size) * (kind == "arguments" and "maybe-live-out" in what)
     return {name: sizes[name] for name in ("arguments", "of them donated", "temporaries")} | {
@@ -108,26 +121,49 @@ def collectives(hlo: str) -> dict[str, int]:
         if found := re.search(rf" = (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(", line):
             assert computation not in loops, f"{computation}: its trips are not counted"
             kind = "reduce-scatter" if computation.startswith("all-reduce-scatter") else found[2]  # how TPUs write it
-            sizes[kind] += sum(BYTES[dtype] * math.prod(map(int, re.findall(r"\d+", n))) for dtype, n in re.findall(r"(\w+)\[([\d,]*)\]", found[1]))
+            sizes[kind] += sum(
+                BYTES[dtype] * math.prod(map(int, re.findall(r"\d+", n)))
+                for dtype, n in re.findall(r"(\w+)\[([\d,]*)\]", found[1])
+            )
     return sizes
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--topology", nargs="+", default=["v5p:2x2x2", "v5p:4x4x4"], help="generation and shape, as libtpu names them")
+    parser.add_argument(
+        "--topology", nargs="+", default=["v5p:2x2x2", "v5p:4x4x4"], help="generation and shape, as libtpu names them"
+    )
     parser.add_argument("--stage", nargs="+", default=STAGES, choices=STAGES)
-    parser.add_argument("--fsdp", nargs="+", type=int, default=[1, 8], help="devices that share the parameters; 1 is plain data parallelism")
-    parser.add_argument("--remat", nargs="+", default=[None], choices=REMAT, help="what is computed again; the stage's default unless given")
+    parser.add_argument(
+        "--fsdp",
+        nargs="+",
+        type=int,
+        default=[1, 8],
+        help="devices that share the parameters; 1 is plain data parallelism",
+    )
+    parser.add_argument(
+        "--remat",
+        nargs="+",
+        default=[None],
+        choices=REMAT,
+        help="what is computed again; the stage's default unless given",
+    )
     parser.add_argument("--model", default="sd15", choices=SIZES)
     parser.add_argument("--size", nargs=2, type=int, default=(512, 512), metavar=("H", "W"))
     parser.add_argument("--batch", type=int, default=1, help="examples per device")
     parser.add_argument("--kernel", default="auto", help="attention kernel")
     args = parser.parse_args()
     names = ("arguments", "of them donated", "temporaries", "total", *COLLECTIVES, FLOPS)
-    print(f"| topology | stage | fsdp | remat | {' | '.join(names)} | minutes |\n|---|---|--:|---|{'--:|' * len(names)}--:|\n", end="", flush=True)
+    print(
+        f"| topology | stage | fsdp | remat | {' | '.join(names)} | minutes |\n|---|---|--:|---|{'--:|' * len(names)}--:|\n",
+        end="",
+        flush=True,
+    )
     for topology, stage, fsdp, remat in itertools.product(args.topology, args.stage, args.fsdp, args.remat):
         began, policy = time.monotonic(), remat or default_config(stage).remat
         with tempfile.TemporaryDirectory() as folder:
             values = measure(Path(folder), stage, topology, fsdp, policy, args)
         row = " | ".join(f"{values[name]:.2f}" for name in names)
-        print(f"| {topology} | {stage} | {fsdp} | {policy} | {row} | {(time.monotonic() - began) / 60:.1f} |", flush=True)
+        print(
+            f"| {topology} | {stage} | {fsdp} | {policy} | {row} | {(time.monotonic() - began) / 60:.1f} |", flush=True
+        )

@@ -18,7 +18,9 @@ from mafx.training.loop import load_workdir, read_config
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdirs", type=Path, nargs="+", required=True, help="of all its stages; the last one's model is taken")
+    parser.add_argument(
+        "--workdirs", type=Path, nargs="+", required=True, help="of all its stages; the last one's model is taken"
+    )
     workdirs = parser.parse_args().workdirs
     config = read_config(workdirs[-1])
     config.init_from = Path(config.init_from).name  # wherever that was

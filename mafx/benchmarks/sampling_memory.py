@@ -33,7 +33,9 @@ def compile_steps(frames: int, args: argparse.Namespace, folder: str) -> None:
     device = topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x1").devices[0]
 
     def place(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)) if hasattr(x, "shape") else x
+        return (
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=SingleDeviceSharding(device)) if hasattr(x, "shape") else x
+        )
 
     def call(program, *inputs):
         if program.__name__ == "run_steps":
@@ -51,7 +53,10 @@ def main() -> None:
     parser.add_argument("--frames", nargs="+", type=int, default=[16, 160])
     args = parser.parse_args()
     shapes = parameter_shapes(SIZES[args.model])
-    all_weights, used = (sum(2 * x.size for x in jax.tree.leaves(tree)) for tree in (shapes, {name: shapes[name] for name in ("unet", "control")}))
+    all_weights, used = (
+        sum(2 * x.size for x in jax.tree.leaves(tree))
+        for tree in (shapes, {name: shapes[name] for name in ("unet", "control")})
+    )
     print("| frames | arguments | temporaries | total | with all weights |\n|--:|--:|--:|--:|--:|", flush=True)
     for frames in args.frames:
         with tempfile.TemporaryDirectory() as folder:

@@ -29,10 +29,16 @@ def main() -> None:
     args = parser.parse_args()
     config = read_config(args.workdir)
     options = ExampleOptions(frames=1, size=tuple(config.data.size))
-    train, test = (read_example(clip, 0, np.arange(clip.frames), options) for split in ("train", "test") for clip in find_clips(config.data, split))
+    train, test = (
+        read_example(clip, 0, np.arange(clip.frames), options)
+        for split in ("train", "test")
+        for clip in find_clips(config.data, split)
+    )
 
     reference, truth = train["reference"], test["video"]
-    result = mafx.animate(load_workdir(args.workdir), reference, test["motion"], steps=args.steps, guidance_scale=args.guidance)
+    result = mafx.animate(
+        load_workdir(args.workdir), reference, test["motion"], steps=args.steps, guidance_scale=args.guidance
+    )
     trained, wanted = (read_labels(x["motion"])[0] for x in (train, test))
     nearest = [int((trained != labels).mean((1, 2)).argmin()) for labels in wanted]
     answers = {
@@ -41,7 +47,9 @@ def main() -> None:
         "copying the reference": np.broadcast_to(reference, truth.shape),
     }
     names = ("psnr", "psnr_person", "ssim", "ssim_person")
-    print(f"{len(nearest)} held-out frames of {config.data.size[0]}x{config.data.size[1]}\n\n| | {' | '.join(names)} |\n|---|{'--:|' * len(names)}")
+    print(
+        f"{len(nearest)} held-out frames of {config.data.size[0]}x{config.data.size[1]}\n\n| | {' | '.join(names)} |\n|---|{'--:|' * len(names)}"
+    )
     for answer, video in answers.items():
         scores = score(video, truth, wanted, trained[0])
         print(f"| {answer} | {' | '.join(f'{scores[name]:.3g}' for name in names)} |")

@@ -27,7 +27,9 @@ def main() -> None:
     parser.add_argument("--size", nargs=2, type=int, default=(128, 128), metavar=("H", "W"))
     args = parser.parse_args()
     config, size, (h, w) = puppets.get_config("temporal"), SIZES[args.model], args.size
-    loss = diffusion_loss(Animator(size), Schedule(**config.schedule), np.zeros(size.text.positions, np.int32), config.loss)
+    loss = diffusion_loss(
+        Animator(size), Schedule(**config.schedule), np.zeros(size.text.positions, np.int32), config.loss
+    )
     flat = flatten(parameter_shapes(size))
     shapes = {"video": (1, FRAMES, h, w, 3), "motion": (1, FRAMES, h, w, 3), "reference": (1, h, w, 3)}
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.uint8) for name, shape in shapes.items()}
@@ -39,7 +41,11 @@ def main() -> None:
             return jax.grad(lambda x: loss(x | frozen, batch, jax.random.key(0))[0])(trained)
 
         needed.append(jax.jit(gradient).lower(trained, frozen, batch).compile().memory_analysis().temp_size_in_bytes)
-    print("temporal layers {:.1f} MiB, everything {:.1f} MiB: {:.3f}".format(*(x / 2**20 for x in needed), needed[0] / needed[1]))
+    print(
+        "temporal layers {:.1f} MiB, everything {:.1f} MiB: {:.3f}".format(
+            *(x / 2**20 for x in needed), needed[0] / needed[1]
+        )
+    )
 
 
 if __name__ == "__main__":

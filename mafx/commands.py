@@ -1,0 +1,68 @@
+"""What all commands share: how flags are read, how several processes meet, what is logged, and how errors end."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from mafx.errors import InputError
+
+log = logging.getLogger("mafx")
+BAD_INPUT = 2  # exit status, as argparse has it
+CHATTY_LIBRARIES = ("absl", "jax", "orbax", "tensorflow_datasets")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser without abbreviations whose complaints are one sentence."""
+
+    def __init__(self, name: str, description: str | None):
+        """`description` is the docstring of the command's module."""
+        super().__init__(
+            prog=name,
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; --help lists the flags\n")
+
+
+def add_process_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags by which one program runs as several processes, each with devices of its own."""
+    group = parser.add_argument_group("several processes")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="This is one of several processes. SLURM, Kubernetes and TPU pods need no more flags.",
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="Address of process 0 (elsewhere).")
+    group.add_argument("--processes", type=int, metavar="N", help="Number of processes (elsewhere).")
+    group.add_argument("--process", type=int, metavar="I", help="Index of this process (elsewhere).")
+
+
+def join_processes(args: argparse.Namespace) -> None:
+    """Meet the other processes, if the flags say that there are any. Must be called before JAX is used."""
+    if args.distributed:
+        import jax  # noqa: PLC0415 (slow to import, and --help imports this module)
+
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for devices that are CPU cores
+        jax.distributed.initialize(args.coordinator, args.processes, args.process)
+
+
+def run_command(name: str, main: Callable[..., object], *args: object) -> int:
+    """Run `main(*args)` as the command `name`, and return its exit status.
+
+    mafx's own messages go to stderr as they are; other libraries report warnings only. An InputError becomes one line
+    and status 2, a FloatingPointError (a diverged training) one line and status 1.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    for library in CHATTY_LIBRARIES:
+        logging.getLogger(library).setLevel(logging.WARNING)
+    try:
+        main(*args)
+    except (InputError, FloatingPointError) as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return BAD_INPUT if isinstance(error, InputError) else 1
+    return 0
