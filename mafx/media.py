@@ -1,112 +1,179 @@
 """Pictures and videos in and out: uint8 RGB arrays, `H W 3` for a picture and `f H W 3` for a video."""
 
+import contextlib
+import itertools
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import av
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mafx.errors import InputError
 
-DEFAULT_FPS = Fraction(25)  # of a folder of frames, which has none of its own
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-VIDEO_FORMATS = frozenset({".mp4", ".gif", ".webp"})  # what write_video knows, besides a folder
+if TYPE_CHECKING:
+    import av.container
+
+DEFAULT_FPS = Fraction(25)  # frames per second of a folder of pictures, which states no rate
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})  # suffixes, in lower case
+VIDEO_FORMATS = frozenset({".mp4", ".gif", ".webp"})  # suffixes that write_video knows; no suffix means a folder
 FITS = ("crop", "pad", "stretch")
 Size = tuple[int, int]  # rows, columns
 
+PILLOW_VIDEOS = frozenset({".gif", ".webp"})  # read by Pillow; all other videos by FFmpeg
+WEBP_QUALITY = 90  # of 100
+H264_QUALITY = "16"  # constant rate factor: 0 is lossless, 23 the encoder's default
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Any picture Pillow knows: rotated as EXIF says, 16 bits scaled to 8, transparency over white."""
+
+# -- Files and their names
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Sort key by which numbers in names count as numbers: `2.png` comes before `10.png`.
+
+    Args:
+      name: A file name, with or without its suffix.
+
+    Returns:
+      What to compare. Names that differ only in leading zeros are ordered as text.
+    """
+    parts: list[str | int] = list(re.split(r"(\d+)", name))
+    parts[1::2] = map(int, parts[1::2])  # every second part is a run of digits
+    return parts, name
+
+
+def picture_files(folder: Path) -> list[Path]:
+    """The pictures of a folder, in natural order of their names.
+
+    Hidden files are left out: macOS puts `._0001.png` beside `0001.png`. Suffixes may be in upper case.
+
+    Args:
+      folder: Need not exist.
+
+    Returns:
+      Paths with a suffix of `PICTURES`.
+    """
+    pictures = (path for path in folder.glob("[!.]*") if path.suffix.lower() in PICTURES)
+    return sorted(pictures, key=lambda path: natural_order(path.name))
+
+
+def _expand(path: str | Path) -> Path:
+    """The path with a leading `~` replaced by the home folder."""
+    return Path(os.path.expanduser(path))
+
+
+# -- Reading
+
+
+def read_image(path: str | Path | BinaryIO) -> np.ndarray:
+    """Read any picture that Pillow knows.
+
+    It is turned as its EXIF data say. 16 bits are scaled to 8. Transparent pixels are laid over white.
+
+    Args:
+      path: A path, in which `~` is the home folder, or an open binary file.
+
+    Returns:
+      uint8 `H W 3`.
+
+    Raises:
+      InputError: The file is missing, or is not a picture.
+    """
+    source = _expand(path) if isinstance(path, str | Path) else path
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             return _to_rgb(image)
     except FileNotFoundError as error:
         raise InputError(f"there is no picture at {path}") from error
     except (
         UnidentifiedImageError,
         OSError,
-        SyntaxError,
+        SyntaxError,  # Pillow raises it for some broken PNGs
         Image.DecompressionBombError,
-    ) as error:  # SyntaxError: some broken PNGs
+    ) as error:
         raise InputError(f"{path} is not a picture that can be read: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits, sometimes held as 32
-        return np.repeat((np.clip(np.asarray(image), 0, 65535) / 257 + 0.5).astype(np.uint8)[..., None], 3, axis=-1)
+    if image.mode.startswith("I"):  # 16 bits, which Pillow sometimes holds as 32
+        grey = (np.clip(np.asarray(image), 0, 65535) / 257 + 0.5).astype(np.uint8)  # 65535 / 257 is 255
+        return np.repeat(grey[..., None], 3, axis=-1)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.array(image.convert("RGB"))
 
 
 def read_video(path: str | Path, *, stride: int = 1, limit: int | None = None) -> tuple[np.ndarray, Fraction]:
-    """Every `stride`-th frame, at most `limit` of them, and the rate they are to be shown at (the source's, divided by the stride).
+    """Read a video: every `stride`-th frame, at most `limit` of them.
 
-    A folder is read as its pictures in natural order of their names; gif and webp by Pillow; all else by FFmpeg.
+    A folder is read as its pictures in natural order of their names, gif and webp by Pillow, all else by FFmpeg.
+
+    Args:
+      path: A file or a folder; `~` is the home folder.
+      stride: Distance between the frames that are taken, at least 1.
+      limit: Number of frames, at least 1; None takes all.
+
+    Returns:
+      uint8 `f H W 3`, and the rate in frames per second at which to show it: that of the source, divided by `stride`.
+
+    Raises:
+      InputError: The video is missing, cannot be read, holds no frame, or its frames differ in size.
     """
-    path = Path(path)
+    path = _expand(path)
     if stride < 1 or (limit is not None and limit < 1):
         raise InputError(f"expected a stride and a number of frames of at least 1, found {stride} and {limit}")
     if not path.exists():
         raise InputError(f"there is no video at {path}")
+    frames: Iterator[np.ndarray]
     if path.is_dir():
-        frames, fps = _folder_frames(path), DEFAULT_FPS
-    elif path.suffix.lower() in {".gif", ".webp"}:
+        frames, fps = map(read_image, picture_files(path)), DEFAULT_FPS
+    elif path.suffix.lower() in PILLOW_VIDEOS:
         frames, fps = _pillow_frames(path), _pillow_fps(path)
     else:
         frames, fps = ffmpeg_frames(path), _ffmpeg_fps(path)
-    taken = []
-    for i, frame in enumerate(frames):
-        if i % stride == 0:
-            taken.append(frame)
-        if limit is not None and len(taken) == limit:
-            break
+    stop = None if limit is None else (limit - 1) * stride + 1
+    taken = list(itertools.islice(frames, 0, stop, stride))
     if not taken:
         raise InputError(f"{path} holds no frame")
     if len(sizes := {frame.shape for frame in taken}) > 1:
-        raise InputError(
-            f"the frames of {path} differ in size: {', '.join(f'{h}x{w}' for h, w, _ in sorted(sizes))} (rows x columns)"
-        )
+        listed = ", ".join(f"{h}x{w}" for h, w, _ in sorted(sizes))
+        raise InputError(f"the frames of {path} differ in size: {listed} (rows x columns)")
     return np.stack(taken), fps / stride
 
 
-def _folder_frames(path: Path) -> Iterator[np.ndarray]:
-    names = [p for p in path.iterdir() if p.suffix.lower() in PICTURES]
-    natural = sorted(
-        names, key=lambda p: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", p.name)]
-    )
-    return (read_image(p) for p in natural)
+@contextlib.contextmanager
+def _open_with_pillow(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as image:
+            yield image
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"{path} is not a video that can be read: {error}") from error
 
 
 def _pillow_frames(path: Path) -> Iterator[np.ndarray]:
-    try:
-        with Image.open(path) as image:
-            for i in range(getattr(image, "n_frames", 1)):
-                image.seek(i)
-                yield _to_rgb(image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path} is not a video that can be read: {error}") from error
+    with _open_with_pillow(path) as image:
+        for i in range(getattr(image, "n_frames", 1)):
+            image.seek(i)
+            yield _to_rgb(image)
 
 
 def _pillow_fps(path: Path) -> Fraction:
-    try:
-        with Image.open(path) as image:
-            image.load()  # webp knows a frame's duration only then
-            return Fraction(1000, image.info.get("duration") or 40).limit_denominator(1000)
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path} is not a video that can be read: {error}") from error
+    with _open_with_pillow(path) as image:
+        image.load()  # only then is the duration of a webp's frame known
+        milliseconds = image.info.get("duration") or round(1000 / DEFAULT_FPS)
+        return Fraction(1000, milliseconds).limit_denominator(1000)
 
 
-@contextmanager
-def _open_video(path: Path):
+@contextlib.contextmanager
+def _open_with_ffmpeg(path: Path) -> Iterator["av.container.InputContainer"]:
+    import av  # noqa: PLC0415 (slow to import)
+
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
@@ -116,91 +183,152 @@ def _open_video(path: Path):
         raise InputError(f"{path} is not a video that can be read: {error}") from error
 
 
-def _ffmpeg_fps(path: Path) -> Fraction:
-    with _open_video(path) as container:
-        stream = container.streams.video[0]
-        return Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
-
-
 def ffmpeg_frames(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a video one after the other, each uint8 `H W 3`."""
-    with _open_video(path) as container:
+    """Decode a video frame by frame.
+
+    Args:
+      path: Any video that FFmpeg knows.
+
+    Yields:
+      Each frame, uint8 `H W 3`, turned as the file says.
+
+    Raises:
+      InputError: The file is not a video.
+    """
+    with _open_with_ffmpeg(path) as container:
         container.streams.video[0].thread_type = "AUTO"
         for frame in container.decode(video=0):
             yield np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: Fraction | float) -> None:
-    """Write `f H W 3`, uint8, in the format of the extension: .mp4 (H.264 that browsers play), .gif, .webp, or, without one, a folder of PNGs.
+def _ffmpeg_fps(path: Path) -> Fraction:
+    with _open_with_ffmpeg(path) as container:
+        stream = container.streams.video[0]
+        return Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
 
-    Nothing half-written is left behind: the file gets its name when it is whole.
+
+# -- Writing
+
+
+def write_video(path: str | Path, frames: np.ndarray, fps: Fraction | float) -> None:
+    """Write a video in the format of its suffix: .mp4 (H.264 that browsers play), .gif or .webp, in either case.
+
+    Without a suffix, write a folder of PNGs; it replaces a folder of frames that is there. Everything is written to a
+    temporary name first, so that the video is complete or absent.
+
+    Args:
+      path: Where to write; `~` is the home folder.
+      frames: uint8 `f H W 3`. An mp4 with an odd side repeats its last row or column, because H.264 needs even sides.
+      fps: Frames per second.
+
+    Raises:
+      InputError: `path` cannot be written, for a reason of `check_writable` or of the file system.
     """
-    path = Path(path)
+    path = _expand(path)
     check_writable(path)
-    part = _part(path)
-    fps = Fraction(fps).limit_denominator(1001)
+    partial = _temporary_name(path)
+    fps = Fraction(fps).limit_denominator(1001)  # 30000/1001 and the like stay exact
     try:
         if not path.suffix:
-            part.mkdir()
-            for i, frame in enumerate(frames):
-                Image.fromarray(frame).save(part / f"{i:05d}.png")
-        elif path.suffix == ".mp4":
-            _write_mp4(part, frames, fps)
+            _write_pngs(partial, frames)
+        elif path.suffix.lower() == ".mp4":
+            _write_mp4(partial, frames, fps)
         else:
-            first, *rest = map(Image.fromarray, frames)
-            options = {"quality": 90} if path.suffix == ".webp" else {}
-            first.save(part, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **options)
+            _write_with_pillow(partial, frames, fps)
         if path.is_dir():
             shutil.rmtree(path)
-        os.replace(part, path)
+        os.replace(partial, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        if part.is_dir():
-            shutil.rmtree(part)
-        part.unlink(missing_ok=True)
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        partial.unlink(missing_ok=True)
 
 
-def check_writable(path: Path) -> None:
-    """Raise InputError where write_video would fail for a reason one can know beforehand."""
-    if path.suffix and path.suffix not in VIDEO_FORMATS:
-        raise InputError(
-            f"cannot write {path}: expected the extension {', '.join(sorted(VIDEO_FORMATS))} or none for a folder of PNGs"
-        )
+def check_writable(path: str | Path) -> None:
+    """Check everything that can be known before the frames of a video are made.
+
+    Args:
+      path: As `write_video` takes it.
+
+    Raises:
+      InputError: `write_video` would fail.
+    """
+    path = _expand(path)
+    if path.name in {"", ".."}:
+        raise InputError(f"cannot write {str(path)!r}: expected the name of a video or of a new folder")
+    if path.suffix and path.suffix.lower() not in VIDEO_FORMATS:
+        formats = ", ".join(sorted(VIDEO_FORMATS))
+        raise InputError(f"cannot write {path}: expected the suffix {formats}, or none for a folder of PNGs")
     if not path.absolute().parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}")
-    if path.suffix and path.is_dir():
-        raise InputError(f"cannot write {path}: it is a folder")
-    probe = _part(path)
-    try:  # the one sure way to know
+    if path.is_dir():
+        if path.suffix:
+            raise InputError(f"cannot write {path}: it is a folder")
+        _check_only_frames(path)
+    probe = _temporary_name(path)
+    try:  # permissions, quotas and read-only file systems show only in an attempt
         probe.touch()
         probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _part(path: Path) -> Path:
-    return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+def _check_only_frames(folder: Path) -> None:
+    """A folder is replaced as a whole, so it must hold nothing that write_video did not write."""
+    if others := sorted(p.name for p in folder.iterdir() if not (p.stem.isdigit() and p.suffix == ".png")):
+        raise InputError(
+            f"cannot write {folder}: the folder holds other files than frames ({others[0]}); choose another"
+        )
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix.lower()}")
+
+
+def _write_pngs(folder: Path, frames: np.ndarray) -> None:
+    folder.mkdir()
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{i:05d}.png")
+
+
+def _write_with_pillow(path: Path, frames: np.ndarray, fps: Fraction) -> None:
+    first, *rest = map(Image.fromarray, frames)
+    options: dict[str, Any] = {"quality": WEBP_QUALITY} if path.suffix == ".webp" else {}
+    first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **options)
 
 
 def _write_mp4(path: Path, frames: np.ndarray, fps: Fraction) -> None:
+    import av  # noqa: PLC0415 (slow to import)
+
     h, w = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")  # 4:2:0 halves both sides
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "16"})
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
+        stream = container.add_stream("libx264", rate=fps, options={"crf": H264_QUALITY})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 
 
+# -- Arrays
+
+
 def resize(image: np.ndarray, size: Size) -> np.ndarray:
-    """Bicubic, as the published demo resizes both the picture and the motion."""
-    return (
-        image
-        if image.shape[:2] == size
-        else np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
-    )
+    """Resize a picture, bicubic as in the published demo.
+
+    Args:
+      image: uint8 `H W 3`.
+      size: Rows and columns.
+
+    Returns:
+      uint8 `size 3`; `image` itself where it has this size.
+    """
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 def fit(
@@ -210,44 +338,51 @@ def fit(
     background: tuple[int, int, int] = (0, 0, 0),
     at: tuple[float, float] = (0.5, 0.5),
 ) -> np.ndarray:
-    """Bring a picture to `size`: "crop" fills it and cuts what overhangs at the sides, "pad" keeps all and fills up, "stretch" distorts.
+    """Bring a picture of any proportions to `size`.
 
-    `at` places the crop between top and bottom, left and right: 0 to 1.
+    Args:
+      image: uint8 `H W 3`.
+      size: Rows and columns.
+      how: "crop" fills `size` and cuts what overhangs, "pad" keeps the whole picture and fills the rest with
+        `background`, "stretch" distorts.
+      background: RGB, 0 to 255.
+      at: Where the crop lies between top and bottom, and between left and right, 0 to 1.
+
+    Returns:
+      uint8 `size 3`.
+
+    Raises:
+      InputError: `how` is unknown.
     """
     if how not in FITS:
         raise InputError(f"fit {how!r} is unknown, expected one of {', '.join(FITS)}")
-    h, w = image.shape[:2]
     if how == "stretch":
         return resize(image, size)
+    h, w = image.shape[:2]
     scale = (max if how == "crop" else min)(size[0] / h, size[1] / w)
     image = resize(image, (max(1, round(h * scale)), max(1, round(w * scale))))
     h, w = image.shape[:2]
     if how == "crop":
-        top, left = (int(place * (n - wanted)) for place, n, wanted in zip(at, (h, w), size, strict=True))
+        top, left = int(at[0] * (h - size[0])), int(at[1] * (w - size[1]))
         return image[top : top + size[0], left : left + size[1]]
-    out = np.full((*size, 3), background, np.uint8)
+    padded = np.full((*size, 3), background, np.uint8)
     top, left = (size[0] - h) // 2, (size[1] - w) // 2
-    out[top : top + h, left : left + w] = image
-    return out
+    padded[top : top + h, left : left + w] = image
+    return padded
 
 
 def to_uint8(video: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1] -> uint8, rounded."""
+    """Round floats in [0, 1], of any shape, to uint8; values outside are clipped."""
     return (np.clip(video, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
 def side_by_side(*videos: np.ndarray) -> np.ndarray:
-    """Videos `f H W 3` of one length and height as one; a picture `H W 3` stands still beside them."""
+    """Join videos `f H W 3` of one length and height from left to right; a picture `H W 3` stands still beside them."""
     frames = max(len(video) for video in videos if video.ndim == 4)
-    return np.concatenate([np.broadcast_to(v, (frames, *v.shape)) if v.ndim == 3 else v for v in videos], axis=2)
+    moving = [np.broadcast_to(v, (frames, *v.shape)) if v.ndim == 3 else v for v in videos]
+    return np.concatenate(moving, axis=2)
 
 
 def enlarge(pictures: np.ndarray, times: int) -> np.ndarray:
-    """Every pixel of `... H W 3` so many times as high and wide."""
+    """Repeat every pixel of `... H W 3`, so that the pictures are `times` as high and as wide."""
     return pictures.repeat(times, axis=-3).repeat(times, axis=-2)
-
-
-def contact_sheet(video: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Up to `columns` evenly spaced frames of `f H W 3` in a row, as one picture."""
-    chosen = np.unique(np.linspace(0, len(video) - 1, columns).round().astype(int))
-    return np.concatenate(list(video[chosen]), axis=1)

@@ -1,4 +1,5 @@
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,7 +11,7 @@ from mafx.errors import InputError
 
 
 def clip(frames=5, h=48, w=32):
-    """Smooth colours that move, which compression keeps."""
+    """A video of smooth moving colours, which survive compression."""
     f, y, x = np.meshgrid(np.arange(frames), np.arange(h), np.arange(w), indexing="ij")
     return np.stack([100 + 20 * f, 2 * y + 50, 3 * x + 60], -1).astype(np.uint8)
 
@@ -55,6 +56,49 @@ def test_folder_is_read_in_natural_order(tmp_path):
     assert media.read_video(tmp_path)[0][:, 0, 0, 0].tolist() == [1, 9, 10]
 
 
+def test_natural_order_compares_numbers_as_numbers():
+    names = ["b2", "a10.png", "a9.png", "a09.png", "a", "²", "10", "9"]
+    assert sorted(names, key=media.natural_order) == ["9", "10", "a", "a09.png", "a9.png", "a10.png", "b2", "²"]
+
+
+def test_picture_files_are_the_visible_pictures_of_a_folder(tmp_path):
+    for name in ("10.png", "9.PNG", "._9.png", "notes.txt", "1.jpeg"):
+        (tmp_path / name).touch()
+    assert [path.name for path in media.picture_files(tmp_path)] == ["1.jpeg", "9.PNG", "10.png"]
+    assert media.picture_files(tmp_path / "nowhere") == []
+
+
+def test_hidden_files_are_no_frames(tmp_path):
+    media.write_video(tmp_path / "v", clip(2), 25)
+    (tmp_path / "v" / "._00000.png").write_bytes(b"not a picture")
+    assert len(media.read_video(tmp_path / "v")[0]) == 2
+
+
+def test_suffixes_may_be_in_upper_case(tmp_path):
+    for suffix in sorted(media.VIDEO_FORMATS):
+        lower, upper = tmp_path / f"v{suffix}", tmp_path / f"v{suffix.upper()}"
+        for path in (lower, upper):
+            media.write_video(path, clip(), 10)
+        assert upper.read_bytes() == lower.read_bytes()
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    media.write_video("~/v.gif", clip(), 10)
+    assert (tmp_path / "v.gif").exists()
+    assert len(media.read_video("~/v.gif")[0]) == 5
+    Image.new("RGB", (4, 2)).save(tmp_path / "picture.png")
+    assert media.read_image("~/picture.png").shape == (2, 4, 3)
+    with pytest.raises(InputError, match="there is no folder"):
+        media.check_writable(Path("~/nowhere/v.mp4"))
+
+
+def test_an_open_file_is_read_like_a_path(tmp_path):
+    media.write_video(tmp_path / "v", clip(1), 25)
+    with (tmp_path / "v" / "00000.png").open("rb") as file:
+        np.testing.assert_array_equal(media.read_image(file), clip(1)[0])
+
+
 def test_pictures_of_every_kind(tmp_path):
     alpha = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     alpha.putpixel((1, 0), (255, 0, 0, 0))
@@ -93,15 +137,33 @@ def test_what_cannot_be_read(tmp_path):
         media.read_video(tmp_path / "whole.mp4", stride=0)
 
 
-def test_what_cannot_be_written(tmp_path):
+def test_what_cannot_be_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("folder.mp4").mkdir()
+    Path("others").mkdir()
+    Path("others", "notes.txt").write_text("keep me")
     for name, message in (
-        ("v.avi", "expected the extension"),
+        ("v.avi", "expected the suffix"),
         ("no/v.mp4", "there is no folder"),
         ("folder.mp4", "it is a folder"),
+        ("", "'.': expected the name of a video"),
+        (".", "'.': expected the name of a video"),
+        ("..", "'..': expected the name of a video"),
+        ("folder.mp4/..", "expected the name of a video"),
+        ("/", "'/': expected the name of a video"),
+        ("others", r"other files than frames \(notes.txt\)"),
     ):
-        (tmp_path / "folder.mp4").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=message):
-            media.write_video(tmp_path / name, clip(), 10)
+            media.check_writable(Path(name))
+        with pytest.raises(InputError, match=message):
+            media.write_video(name, clip(), 10)
+    assert Path("others", "notes.txt").read_text() == "keep me"
+
+
+def test_a_folder_of_frames_is_replaced(tmp_path):
+    media.write_video(tmp_path / "v", clip(5), 10)
+    media.write_video(tmp_path / "v", clip(3), 10)
+    np.testing.assert_array_equal(media.read_video(tmp_path / "v")[0], clip(3))
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -125,13 +187,20 @@ def test_fit():
     assert (stretched[:3] == 0).all() and (stretched[6:10] > 190).all()
 
 
-def test_side_by_side_and_contact_sheet():
+def test_side_by_side():
     video = clip(3, 4, 6)
     together = media.side_by_side(video[0], video, video)
     assert together.shape == (3, 4, 18, 3)
     np.testing.assert_array_equal(together[2, :, :6], video[0])
     np.testing.assert_array_equal(together[2, :, 6:12], video[2])
-    assert media.contact_sheet(video, 2).shape == (4, 12, 3)
+
+
+def test_enlarge_repeats_pixels():
+    picture = clip(1, 2, 3)[0]
+    large = media.enlarge(picture, 3)
+    assert large.shape == (6, 9, 3)
+    np.testing.assert_array_equal(large[1::3, 1::3], picture)
+    np.testing.assert_array_equal(large[:3, :3], np.broadcast_to(picture[0, 0], (3, 3, 3)))
 
 
 def test_rounding():
