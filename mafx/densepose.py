@@ -1,14 +1,14 @@
-"""DensePose renders: the palette of MagicAnimate's training data, and whether a motion video has it.
+"""DensePose renders: the palette of MagicAnimate's training data, and a check that a motion has it.
 
-A render draws detectron2's fine segmentation (0 background, 1..24 body parts) with the viridis colour map on a canvas of viridis' first colour. Wrong
-colours are the most frequent cause of bad animations, and a glance does not show them.
+A render draws detectron2's fine segmentation (0 is background, 1 to 24 are body parts) with the viridis colour map, on
+a canvas of viridis' first colour. Wrong colours are the most frequent cause of bad animations, and hard to see.
 """
 
 import dataclasses
 
 import numpy as np
 
-PARTS = 25  # with the background
+PARTS = 25  # labels, with the background
 
 # Viridis at trunc(label * 255 / 24).
 PALETTE = np.array(
@@ -21,72 +21,117 @@ PALETTE = np.array(
     ],
     np.uint8,
 )  # fmt: skip
-BACKGROUND = tuple(int(x) for x in PALETTE[0])
+BACKGROUND: tuple[int, int, int] = (68, 1, 84)  # colour of label 0
 
-# What a label becomes when the picture is flipped left to right.
+# The label of each body part after the picture is flipped left to right.
 FLIPPED = np.array([0, 1, 2, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15, 18, 17, 20, 19, 22, 21, 24, 23])
 
-TOLERANCE = 8  # per channel; video compression moves colours by about 6
-FITTING = 0.75  # of the pixels; published driving videos have 0.89 to 0.95 within 6
-DARK = 24
+# Limits of check_motion. Published driving videos have 0.89 to 0.95 of their pixels within 6 of a palette colour.
+TOLERANCE = 8  # per channel, because video compression moves colours by about 6
+FITTING = 0.75  # least share of pixels whose colours fit
+PERSON = 0.002  # least share of pixels that show a body part
+DARK = 24  # highest channel of a black background
+DARK_BACKGROUND = 0.2  # least share of dark pixels that makes a background
+DARK_FITTING = 0.6  # least share of fitting pixels before a black background
+FEW_COLOURS = 0.85  # least share of pixels that have the most common colours of a label map
+CHECKED_FRAMES = 16
+CHECKED_SIDE = 128  # pixels; larger frames are thinned out
 
 
 def draw_labels(labels: np.ndarray) -> np.ndarray:
-    """Labels of any shape, 0..24 -> colours with a last axis of 3, uint8."""
+    """Draw labels with the palette.
+
+    Args:
+      labels: Integers of any shape, 0 to 24.
+
+    Returns:
+      uint8, the shape of `labels` and a last axis of 3.
+    """
     return PALETTE[labels]
 
 
 def read_labels(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colours `... 3`, uint8 -> the nearest label of each pixel and its distance, the largest difference of a channel."""
+    """Find the label whose colour is nearest to each pixel's.
+
+    Args:
+      colours: uint8 `... 3`.
+
+    Returns:
+      The labels, int64 `...`, and the distance to their colours, int16 `...`: the largest difference of a channel.
+    """
+    # A render has few colours, so comparing each distinct colour once is ten times as fast as comparing every pixel.
     packed = colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    found, where = np.unique(
-        packed, return_inverse=True
-    )  # renders have few colours: ten times as fast as to look at every pixel
-    found = (found[:, None] >> np.array([16, 8, 0])).astype(np.uint8)
-    distance = np.abs(found[:, None].astype(np.int16) - PALETTE.astype(np.int16)).max(-1)
-    return distance.argmin(-1)[where], distance.min(-1)[where]
+    distinct, positions = np.unique(packed, return_inverse=True)
+    unpacked = (distinct[:, None] >> np.array([16, 8, 0])).astype(np.uint8)
+    distances = np.abs(unpacked[:, None].astype(np.int16) - PALETTE.astype(np.int16)).max(-1)
+    return distances.argmin(-1)[positions], distances.min(-1)[positions]
 
 
 @dataclasses.dataclass(frozen=True)
 class MotionReport:
-    """What `check_motion` found. `complaint` is None where the colours fit, else a sentence with what to do."""
+    """The result of `check_motion`.
 
-    fitting: float  # share of pixels that have a colour of the palette
-    person: float  # share of pixels that have the colour of a body part
+    Attributes:
+      fitting: Share of pixels that have a colour of the palette.
+      person: Share of pixels that have the colour of a body part.
+      complaint: None where the colours fit, else a sentence that says what to do.
+    """
+
+    fitting: float
+    person: float
     complaint: str | None
 
 
 HOW_TO = (
-    "Render detectron2's fine segmentation (apply_net.py dump) with the viridis map, alpha 1, on a canvas of RGB (68, 1, 84); "
-    "mafx.densepose.PALETTE lists the 25 colours."
+    "Render detectron2's fine segmentation (apply_net.py dump) with the viridis map, alpha 1, on a canvas of "
+    f"RGB {BACKGROUND}; mafx.densepose.PALETTE lists the {PARTS} colours."
 )
 
 
 def check_motion(frames: np.ndarray) -> MotionReport:
-    """Compare a motion video `f H W 3`, uint8, with the palette, on up to 16 of its frames."""
+    """Compare the colours of a motion with the palette, on up to 16 evenly spaced frames.
+
+    Args:
+      frames: uint8 `f H W 3`.
+
+    Returns:
+      How well they fit, and what to do where they do not.
+    """
     h, w = frames.shape[1:3]
-    chosen = np.unique(np.linspace(0, len(frames) - 1, 16).round().astype(int))
-    pixels = frames[chosen][:, :: max(1, h // 128), :: max(1, w // 128)].reshape(-1, 3)
-    labels, distance = read_labels(pixels)
-    fits = distance <= TOLERANCE
+    chosen = np.unique(np.linspace(0, len(frames) - 1, CHECKED_FRAMES).round().astype(int))
+    thinned = frames[chosen][:, :: max(1, h // CHECKED_SIDE), :: max(1, w // CHECKED_SIDE)]
+    pixels = thinned.reshape(-1, 3)
+    labels, distances = read_labels(pixels)
+    fits = distances <= TOLERANCE
     person = fits & (labels > 0)
-    return MotionReport(fits.mean(), person.mean(), _complaint(pixels, fits, person))
+    return MotionReport(float(fits.mean()), float(person.mean()), _complaint(pixels, fits, person))
 
 
 def _complaint(pixels: np.ndarray, fits: np.ndarray, person: np.ndarray) -> str | None:
+    """What is wrong with pixels `p 3`, of which `fits` have palette colours and `person` those of body parts."""
     if fits.mean() >= FITTING:
-        if person.mean() >= 0.002:
+        if person.mean() >= PERSON:
             return None
-        return "The motion video shows only background: DensePose found no person in it. Check the detection, or the frames chosen."
+        return (
+            "The motion video shows only background: DensePose found no person in it. "
+            "Check the detection, or the frames chosen."
+        )
     dark = pixels.max(-1) <= DARK
-    if dark.mean() > 0.2 and fits[~dark].mean() >= 0.6:
-        return f"The motion video has the body parts' colours, but a black background where RGB {BACKGROUND} is expected. Paint it. {HOW_TO}"
+    if DARK_BACKGROUND < dark.mean() < 1 and fits[~dark].mean() >= DARK_FITTING:
+        return (
+            "The motion video has the body parts' colours, but a black background where "
+            f"RGB {BACKGROUND} is expected. Paint it. {HOW_TO}"
+        )
     if (read_labels(pixels[:, ::-1])[1] <= TOLERANCE).mean() >= FITTING:
         return "The motion video has the palette with red and blue swapped. Swap its channels (BGR to RGB)."
-    common = np.sort(np.unique(pixels >> 4, axis=0, return_counts=True)[1])[::-1][: 2 * PARTS].sum() / len(pixels)
     share = f"only {fits.mean():.0%} of its pixels have colours of the DensePose palette"
-    if common > 0.85:
-        return f"The motion video has few colours, but not these: {share}, as with another colour map or a visible background. {HOW_TO}"
+    counts = np.unique(pixels >> 4, axis=0, return_counts=True)[1]  # 16 levels of each channel
+    common = np.sort(counts)[::-1][: 2 * PARTS]
+    if common.sum() / len(pixels) > FEW_COLOURS:
+        return (
+            f"The motion video has few colours, but not these: {share}, as with another colour map "
+            f"or a visible background. {HOW_TO}"
+        )
     return (
         f"The motion video does not look like DensePose: {share}. A video of a person must be converted first. {HOW_TO}"
     )

@@ -17,9 +17,10 @@ def motion():
 def test_palette_is_viridis_and_its_colours_are_apart():
     assert PALETTE.shape == (PARTS, 3)
     assert BACKGROUND == (68, 1, 84) and tuple(PALETTE[24]) == (253, 231, 37) and tuple(PALETTE[12]) == (33, 144, 141)
-    labels, distance = read_labels(PALETTE)
+    labels, distances = read_labels(PALETTE)
     np.testing.assert_array_equal(labels, np.arange(PARTS))
-    assert (distance == 0).all()
+    assert (distances == 0).all()
+    assert tuple(PALETTE[0]) == BACKGROUND
 
 
 def test_labels_survive_drawing(rng):
@@ -27,8 +28,19 @@ def test_labels_survive_drawing(rng):
     np.testing.assert_array_equal(read_labels(draw_labels(labels))[0], labels)
 
 
-def test_flipping_twice_is_nothing():
+def test_the_nearest_label_is_read_with_its_distance(rng):
+    labels = rng.integers(0, PARTS, (4, 6))
+    colours = draw_labels(labels)
+    colours[..., 1] += np.uint8(3)
+    nearest, distances = read_labels(colours)
+    np.testing.assert_array_equal(nearest, labels)
+    assert (distances == 3).all()
+
+
+def test_flipping_swaps_sides_and_twice_is_nothing():
     np.testing.assert_array_equal(FLIPPED[FLIPPED], np.arange(PARTS))
+    assert FLIPPED[[0, 1, 2]].tolist() == [0, 1, 2], "background and torso have no side"
+    assert FLIPPED[[3, 5, 23]].tolist() == [4, 6, 24], "hands, feet and halves of the head have"
 
 
 def test_good_motion_has_no_complaint(motion):
@@ -44,10 +56,12 @@ def test_complaints_name_the_cause(motion, rng):
     jet = np.stack([labels * 10, 255 - labels * 10, 128 + 0 * labels], -1).astype(np.uint8)
     photo = rng.integers(0, 256, motion.shape).astype(np.uint8)
     empty = np.broadcast_to(np.array(BACKGROUND, np.uint8), motion.shape)
+    night = np.zeros_like(motion)
     for wrong, message in (
         (black, "a black background where RGB \\(68, 1, 84\\) is expected"),
         (motion[..., ::-1], "red and blue swapped"),
         (grey, "another colour map"),
+        (night, "another colour map"),
         (jet, "another colour map"),
         (photo, "does not look like DensePose"),
         (empty, "only background"),

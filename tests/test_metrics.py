@@ -69,6 +69,11 @@ def test_difference_error_sees_only_what_changes(rng):
     np.testing.assert_allclose(metrics.difference_error(jump, truth, mask), [0.2, np.nan])
 
 
+def test_mean_of_defined_values():
+    assert metrics.mean_of_defined([1.0, np.nan, 3.0]) == 2
+    assert np.isnan(metrics.mean_of_defined([np.nan]))
+
+
 def test_flicker_of_parts_the_reference_never_showed():
     labels = np.zeros((3, 8, 8), np.uint8)
     labels[:, :4], labels[:, 4:] = 1, 2
@@ -77,6 +82,7 @@ def test_flicker_of_parts_the_reference_never_showed():
     assert metrics.flicker(video, labels, shown=np.array([2])) == pytest.approx(0.2)  # there and back
     assert metrics.flicker(video, labels, shown=np.array([1])) == pytest.approx(0.4 / np.sqrt(2))
     assert np.isnan(metrics.flicker(video, labels, shown=np.array([1, 2])))
+    assert np.isnan(metrics.flicker(video, labels, shown=np.array([2]), least=33)), "the part has 32 pixels"
 
 
 def test_intervals_hold_the_mean_about_as_often_as_they_say(rng):
