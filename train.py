@@ -1,46 +1,48 @@
 """Train one stage of a model.
 
-    python train.py --config configs/puppets.py:appearance --workdir DIR [--config.lr 3e-4 ...]
+    python train.py --config puppets:appearance --workdir RUN [--config.lr 3e-4 ...]
 
-On several machines the same line runs on each, with --distributed: SLURM, Kubernetes and TPU pods are recognised. Elsewhere say who is who:
---distributed --coordinator HOST:PORT --processes N --process I.
+On several machines the same line runs on each of them with --distributed. SLURM, Kubernetes and TPU pods are
+recognised. Elsewhere, say who is who: --distributed --coordinator HOST:PORT --processes N --process I.
 """
 
-import logging
+import argparse
 import sys
 from pathlib import Path
 
-import jax
-from absl import app, flags
-from ml_collections import config_flags
+from mafx.commands import Parser, add_cache_flag, add_config_flag, add_process_flags, join_processes, run_command
+from mafx.errors import memory_advice
 
-from mafx.errors import InputError, memory_advice
-from mafx.processes import join_processes
-from mafx.training.loop import train
-
-CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "config file, with an argument for its stage behind a colon", lock_config=True
+NAME = "train.py"
+ADVICE = (
+    "take a smaller --config.batch with more --config.accumulate, --config.remat blocks, or more --config.mesh.fsdp"
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "folder for checkpoints, metrics and videos")
-flags.mark_flags_as_required(["config", "workdir"])
 
 
-def main(_: list[str]) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    for noisy in ("jax", "absl", "orbax"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    config = CONFIG.value
+def main() -> None:
+    parser = Parser(NAME, __doc__)
+    add_config_flag(parser)
+    parser.add_argument("--workdir", type=Path, required=True, help="Folder for checkpoints, metrics and videos.")
+    add_cache_flag(parser)
+    add_process_flags(parser)
+    train_run(*parser.parse_known_args())
+
+
+def train_run(args: argparse.Namespace, config_arguments: list[str]) -> None:
+    # Imported here, so that --help is quick.
+    import jax  # noqa: PLC0415
+
+    from mafx.compiling import keep_programs  # noqa: PLC0415
+    from mafx.training.config import parse_config  # noqa: PLC0415
+    from mafx.training.loop import train  # noqa: PLC0415
+
+    config = parse_config(args.config, config_arguments)
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
-    join_processes()
-    try:
-        with memory_advice(
-            "take a smaller --config.batch with more --config.accumulate, --config.remat blocks, or more --config.mesh.fsdp"
-        ):
-            train(config, Path(WORKDIR.value))
-    except (InputError, FloatingPointError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, InputError) else 1)
+    join_processes(args)
+    keep_programs(args.cache)
+    with memory_advice(ADVICE):
+        train(config, args.workdir.expanduser())
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(run_command(NAME, main))

@@ -1,28 +1,89 @@
-"""mafx: MagicAnimate in JAX. A reference image and a DensePose motion sequence in, a video of that person moving so out.
+"""mafx: MagicAnimate in JAX. A reference image and a DensePose motion go in, a video of that person moving comes out.
 
-Axis letters, the same everywhere: `b` batch, `f` frames, `h w` rows and columns of latents (`H W` in pixels), `c` channels, `n` tokens, `m` tokens
-that all frames share, `a d` attention heads and their width, `t` only ever diffusion time. Videos and latents are `b f h w c`.
+Glossary:
 
-Reading order: media, densepose, metrics, data, diffusion (arrays, no network), models, model, bundled, pretrained, compiling, sampling, animate,
-training, evaluation. A module imports only from those before it.
+- reference: the picture of the person to animate, and its latents.
+- motion: the driving video, DensePose renders `f H W 3`.
+- render: one frame of a motion, a map of labels drawn with the palette.
+- labels: DensePose's 24 body parts; 0 is the background.
+- bank: y_a, the normalised hidden states that the appearance encoder writes before each self-attention, and that the
+  mixed attention of the UNet reads.
+- residuals: y_p, what the pose ControlNet adds to the skip connections and the middle block of the UNet.
+- temporal layers: attention over the frames of a clip; published files call them motion modules.
+- latents: what the autoencoder makes of pictures; its factor is the number of pixels per latent position.
+- t: diffusion time, and nothing else.
+- half: the conditional or the unconditional half of classifier-free guidance.
+- window: the frames that go through the networks together; the windows of a long video overlap.
+- program: everything that an animation computes, as a value to lower, compile, cost or run.
+- clip: frames of one person with their renders; data sets are made of clips.
+- run: the training of one stage ("appearance" or "temporal"); it keeps everything in its work folder.
+
+Axis letters: `b` batch, `f` frames, `h w` rows and columns of latents (`H W` in pixels), `c` channels, `n` tokens, `m`
+tokens that all frames share, `a d` attention heads and their width. Videos and latents are `b f h w c`.
+
+Reading order: a module imports only from those before it.
+
+    errors, commands, tables
+    media, densepose, metrics
+    diffusion                  schedule, samplers, losses, windows: arrays in, arrays out, no network
+    data                       puppets, clips, data sets, examples, records, latents
+    models                     kernels, convolution, layers, attention, temporal, unet, control, autoencoder, text,
+                               ablated, animator: where the bank and the residuals meet the noisy latents
+    model, pretrained, bundled
+    compiling, progress, flops, settings, steps, sampling, program, animation
+    evaluation
+    training
+    sources, jobs              any model that can be named, and what sample.py does with it
+    benchmarks, experiments
 """
 
-from mafx.animate import Animation, Settings, animate, compile_ahead
-from mafx.bundled import load_bundled
-from mafx.errors import InputError
-from mafx.model import Model, random_model
-from mafx.pretrained.layout import load_pretrained, save_pretrained
+import importlib
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from mafx.animation import animate
+    from mafx.bundled import load_bundled
+    from mafx.errors import InputError
+    from mafx.model import Model, random_model
+    from mafx.pretrained.layout import load_pretrained, save_pretrained
+    from mafx.program import Animation, Program, plan
+    from mafx.settings import Settings
+    from mafx.training.runs import load_run
+
+__version__ = "0.1.0"
+
+# Public names and where they are defined. They are imported when they are used: JAX alone takes half a second.
+_MODULES = {
+    "Animation": "mafx.program",
+    "InputError": "mafx.errors",
+    "Model": "mafx.model",
+    "Program": "mafx.program",
+    "Settings": "mafx.settings",
+    "animate": "mafx.animation",
+    "load_bundled": "mafx.bundled",
+    "load_pretrained": "mafx.pretrained.layout",
+    "load_run": "mafx.training.runs",
+    "plan": "mafx.program",
+    "random_model": "mafx.model",
+    "save_pretrained": "mafx.pretrained.layout",
+}
 __all__ = [
     "Animation",
     "InputError",
     "Model",
+    "Program",
     "Settings",
     "animate",
-    "compile_ahead",
     "load_bundled",
     "load_pretrained",
+    "load_run",
+    "plan",
     "random_model",
     "save_pretrained",
 ]
-__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name not in _MODULES:
+        raise AttributeError(f"module 'mafx' has no attribute {name!r}")
+    return getattr(importlib.import_module(_MODULES[name]), name)

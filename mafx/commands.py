@@ -9,6 +9,7 @@ from typing import NoReturn
 from mafx.errors import InputError
 
 log = logging.getLogger("mafx")
+DEFAULT_CACHE = "~/.cache/mafx"
 BAD_INPUT = 2  # exit status, as argparse has it
 CHATTY_LIBRARIES = ("absl", "jax", "orbax", "tensorflow_datasets")
 
@@ -20,6 +21,7 @@ class Parser(argparse.ArgumentParser):
         """`description` is the docstring of the command's module."""
         super().__init__(
             prog=name,
+            usage=f"{name if name.startswith('python') else f'python {name}'} [FLAGS]",
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -27,6 +29,28 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message}; --help lists the flags\n")
+
+
+def add_config_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag that names a config. What `parse_known_args` leaves over are changes of its fields."""
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="NAME:STAGE",
+        help="A config by its name or file, and the stage: tiktok:appearance, or configs/tiktok.py:temporal. "
+        "--config.FIELD VALUE changes a field; mafx/training/config.py lists them.",
+    )
+
+
+def add_cache_flag(parser: argparse.ArgumentParser) -> None:
+    """The flag that says where compiled programs are kept."""
+    parser.add_argument(
+        "--cache",
+        default=DEFAULT_CACHE,
+        metavar="FOLDER",
+        help=f"Folder of compiled programs, so that only the first start compiles (default {DEFAULT_CACHE}; '' keeps "
+        "none).",
+    )
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,18 +1,31 @@
-"""How programs are compiled: with which options, and kept for the next start."""
+"""How programs are compiled: with which options, where they are kept, and what people see meanwhile."""
 
+import contextlib
 import functools
-from collections.abc import Callable
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 
-# XLA's newer library of kernels for CPUs (YNNPACK) is slower than what it replaces: matrix products of 320 to 1280 channels run at 125 to 200 instead
-# of 205 to 215 GFLOP/s on two Zen 4 cores, convolutions at 100 to 160 instead of 150 to 200.
+# XLA's newer library of kernels for CPUs (YNNPACK) is slower than what it replaces: matrix products of 320 to 1280
+# channels run at 125 to 200 instead of 205 to 215 GFLOP/s on two Zen 4 cores, convolutions at 100 to 160 instead of 150
+# to 200.
 CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
+# What JAX reports before and after XLA compiles a program, with the seconds that it took.
+LOWERED_EVENT = "/jax/core/compile/jaxpr_to_mlir_module_duration"
+COMPILED_EVENT = "/jax/core/compile/backend_compile_duration"
+QUIET_SECONDS = 2.0  # compilations that are over sooner are not mentioned
 
-class jit:  # noqa: N801
-    """`jax.jit` with the options that suit the platform, which is not asked before the first call: processes may have to meet first."""
+
+class jit:  # noqa: N801 (it is used like jax.jit)
+    """`jax.jit` with the compiler options that suit the platform.
+
+    The platform is not asked before the first call, since several processes may have to meet before that.
+    """
 
     def __init__(self, function: Callable, **settings):
         functools.update_wrapper(self, function)
@@ -26,13 +39,13 @@ class jit:  # noqa: N801
         return self._jitted(*args)
 
     def __getattr__(self, name: str):
-        """`lower`, `trace`, ..."""
+        """`lower`, `trace`, `eval_shape` and so on."""
         return getattr(self._jitted, name)
 
 
 @functools.cache
 def compiler_options() -> dict[str, str]:
-    """Of the default backend; none where this version of XLA does not know them."""
+    """The options for the default backend; none where this version of XLA does not know them."""
     if jax.default_backend() != "cpu":
         return {}
     try:
@@ -42,6 +55,63 @@ def compiler_options() -> dict[str, str]:
     return CPU_OPTIONS
 
 
-def keep_programs(folder: Path) -> None:
-    """Compiled programs are written to `folder`, and read from there the next time."""
-    jax.config.update("jax_compilation_cache_dir", str(folder.expanduser()))
+def keep_programs(folder: str | Path) -> None:
+    """Keep compiled programs in `folder`, so that the next start reads them; `~` is expanded, empty keeps none."""
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+
+
+class _Clock:
+    """Since when XLA has been compiling."""
+
+    def __init__(self):
+        self._since: float | None = None
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, _: float, **__: object) -> None:
+        if event == LOWERED_EVENT:
+            self._since = time.monotonic()
+        elif event == COMPILED_EVENT:
+            self._since = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the compilation under way began, 0 if there is none."""
+        since = self._since
+        return 0.0 if since is None else time.monotonic() - since
+
+
+_clock = functools.cache(_Clock)
+
+
+@contextlib.contextmanager
+def announce_compilation(enabled: bool = True) -> Iterator[None]:
+    """Say on stderr while XLA compiles, so that nobody thinks a program hangs.
+
+    A terminal shows the seconds that pass; elsewhere one line is written per long compilation.
+    """
+    if not enabled:
+        yield
+        return
+    finished = threading.Event()
+    thread = threading.Thread(target=_show_compilation, args=(_clock(), finished), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _show_compilation(clock: _Clock, finished: threading.Event) -> None:
+    folder = jax.config.jax_compilation_cache_dir
+    kept = f"once; kept in {folder.replace(str(Path.home()), '~')}" if folder else "not kept: there is no cache"
+    shown, terminal = 0.0, sys.stderr.isatty()
+    while not finished.wait(0.2):
+        seconds = clock.seconds
+        if seconds >= QUIET_SECONDS and (terminal or not shown):
+            ending = f" {seconds:.0f} s\r" if terminal else "\n"
+            print(f"compiling ({kept}){ending}", end="", file=sys.stderr, flush=True)
+        elif terminal and shown and not seconds:
+            print("\x1b[2K\r", end="", file=sys.stderr, flush=True)  # clear the line
+        shown = seconds if seconds >= QUIET_SECONDS else 0.0

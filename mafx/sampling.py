@@ -1,17 +1,17 @@
-"""The sampling loop as it runs on the device: one program for any number of steps and of frames up to a capacity.
+"""The sampling loop as it runs on the device: one program for any number of steps, and of frames up to a limit.
 
-The device has the latents and the motion of all frames; a turn takes some windows of them, `p k` frame indices, through the networks together. Steps
-and turns are loops inside the program, whose lengths it is told when it runs: nothing is compiled anew for another video of the same size, and
-nothing waits for the host.
+The device holds the latents and the motion of all frames. A batch of windows, `p k` frame indices, goes through the
+networks together. Steps and batches of windows are loops inside the program, which is told their lengths when it runs:
+another video of the same size compiles nothing, and nothing waits for the host.
+
+Letters: `p` windows of a batch, `k` frames of a window, `i` batches of windows, `s` steps.
 """
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import repeat
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -19,77 +19,70 @@ from mafx.compiling import jit
 from mafx.diffusion.samplers import guide, sampler_step
 from mafx.models.animator import Animator, Half
 from mafx.models.unet import Bank
+from mafx.steps import StepKind, WindowBatches
 
-
-@dataclasses.dataclass(frozen=True)
-class StepKind:
-    """A kind of step: what its program depends on, beside shapes.
-
-    Attributes:
-      networks: sizes.
-      prediction: what they answer, see `diffusion.Schedule`.
-      guided: both halves of guidance, or the conditional one alone.
-      fresh_noise: the sampler adds noise.
-      shallow: only the first level of the networks is computed; what enters their last one is of an earlier step.
-      keep_deep: hand that on to later steps.
-      mesh: the windows of a turn are spread over its devices.
-    """
-
-    networks: Animator
-    prediction: str
-    guided: bool
-    fresh_noise: bool = False
-    shallow: bool = False
-    keep_deep: bool = False
-    mesh: Mesh | None = None
-
-
-class WindowBatches(NamedTuple):
-    """Frame indices and weights of the windows, `i p k`, of which the first `count` turns `i` are taken; the rest fills the capacity."""
-
-    indices: np.ndarray
-    weights: np.ndarray
-    count: np.ndarray
+MAX_BYTE = 255
 
 
 class Inputs(NamedTuple):
-    """What is the same at every step: motion `f H W 3` uint8, text states `1 n c` (`negative`: of the unconditional half, None where they are the
-    same), scales of guidance and of the poses."""
+    """What is the same at every step.
+
+    Attributes:
+      motion: uint8 `f H W 3`.
+      text: Text states `1 n c`.
+      negative: Text states of the unconditional half, None where they equal `text`.
+      guidance_scale: Of classifier-free guidance.
+      control_scale: Factor on the residuals.
+      key: Of fresh noise.
+    """
 
     motion: jax.Array
     text: jax.Array
     negative: jax.Array | None
-    guidance_scale: float
-    control_scale: float
+    guidance_scale: jax.Array
+    control_scale: jax.Array
     key: jax.Array
 
 
 class SamplerState(NamedTuple):
-    """What steps change: latents `f h w c`, their clean part at the step before, and what entered the last level, `i p k h w c` of each half."""
+    """What steps change.
+
+    Attributes:
+      x: Latents `f h w c`.
+      clean: x_0 of the step before, `f h w c`.
+      deep: The input of the networks' last level at an earlier step, `i p k h w c` for each half, or None.
+    """
 
     x: jax.Array
     clean: jax.Array
     deep: tuple[jax.Array, ...] | None = None
 
 
-@functools.partial(jit, static_argnums=(0, 2))
-def apply(networks: Animator, params: dict, method: str, *args: jax.Array):
-    """A method of the networks."""
-    return networks.apply({"params": params}, *args, method=method)
+@functools.partial(jit, static_argnums=0)
+def encode_text(networks: Animator, params: dict, ids: jax.Array) -> jax.Array:
+    """Token ids `1 n` to text states `1 n c`."""
+    return networks.apply({"params": params}, ids, method="encode_text")
 
 
 @functools.partial(jit, static_argnums=0)
-def banks(networks: Animator, params: dict, reference: jax.Array, times: jax.Array, text: jax.Array) -> Bank:
-    """The features of a reference `1 h w c` at many times at once, each `step 1 m c`."""
-    reference, text = (repeat(x, "1 ... -> n ...", n=len(times)) for x in (reference, text))
-    found = networks.apply({"params": params}, reference, times, text, method="bank")
-    return jax.tree.map(lambda y: y[:, None], found)
+def encode_image(networks: Animator, params: dict, image: jax.Array) -> jax.Array:
+    """An image `1 H W 3` in [-1, 1] to scaled latents `1 h w c`."""
+    return networks.apply({"params": params}, image, method="encode_image")
+
+
+@functools.partial(jit, static_argnums=0)
+def write_banks(networks: Animator, params: dict, reference: jax.Array, times: jax.Array, text: jax.Array) -> Bank:
+    """The banks of a reference `1 h w c` at many times `s` at once, each leaf `s 1 m c`."""
+    reference, text = (repeat(x, "1 ... -> s ...", s=len(times)) for x in (reference, text))
+    bank = networks.apply({"params": params}, reference, times, text, method="bank")
+    return jax.tree.map(lambda tokens: tokens[:, None], bank)
 
 
 @functools.partial(jit, static_argnums=(0, 1))
 def decode(networks: Animator, mesh: Mesh | None, params: dict, x: jax.Array, frames: jax.Array) -> jax.Array:
-    """Latents `f h w c` of chosen frames -> float32 `f H W 3` in [0, 1]."""
-    latents = _spread(mesh, x[frames].astype(jax.tree.leaves(params)[0].dtype))
+    """Chosen `frames` of latents `f h w c` to float32 pictures `f H W 3` in [0, 1]."""
+    dtype = jax.tree.leaves(params)[0].dtype
+    latents = _spread(mesh, x[frames].astype(dtype))
     image = networks.apply({"params": params}, latents, method="decode_latents")
     return jnp.clip(image.astype(jnp.float32) / 2 + 0.5, 0, 1)
 
@@ -100,73 +93,116 @@ def run_steps(
     params: dict,
     state: SamplerState,
     inputs: Inputs,
-    turns: WindowBatches,
+    batches: WindowBatches,
     table: dict[str, jax.Array],
-    bank: Bank,
+    banks: Bank,
     first: jax.Array,
     last: jax.Array,
 ) -> tuple[SamplerState, jax.Array]:
-    """Steps `first` to before `last` of a table (see `diffusion.samplers`), whose banks stand in the same order. Returns the state behind them, and a
-    number to wait for: the state itself may have been given to the next steps by then."""
-    if kind.keep_deep and not kind.shallow:  # filled by the first step
-        of_turn = jax.eval_shape(
-            lambda: _predict(
-                kind, params, state.x, None, inputs, turns.indices[0], 0, jax.tree.map(lambda y: y[0], bank)
-            )[1]
-        )
-        zeros = (jnp.zeros((len(turns.indices), *deep.shape), deep.dtype) for deep in of_turn)
-        state = state._replace(deep=tuple(zeros))
+    """Run the steps of a sampler table from `first` to before `last`.
 
-    def step(i: jax.Array, state: SamplerState) -> SamplerState:
-        row = {name: column[i] for name, column in table.items()}
-        its_bank = jax.tree.map(lambda y: y[i], bank)
+    Args:
+      kind: Of all these steps.
+      params: Parameters of the networks.
+      state: Before the first step. Its memory is given to the result.
+      inputs: What is the same at every step.
+      batches: The windows.
+      table: Columns of the sampler table, see `diffusion.samplers.SamplerTable.parts`.
+      banks: The bank of each row of the table.
+      first: First row.
+      last: Row behind the last one.
 
-        def turn(j: jax.Array, carry):
-            output, deep = carry
-            before = jax.tree.map(lambda x: x[j], deep) if kind.shallow else None
-            indices = turns.indices[j]
-            predicted, after = _predict(kind, params, state.x, before, inputs, indices, row["time"], its_bank)
-            if kind.keep_deep and not kind.shallow:
-                deep = jax.tree.map(lambda x, new: x.at[j].set(new), deep, after)
-            return output.at[indices].add(turns.weights[j][..., None, None, None] * predicted), deep
+    Returns: The state behind the steps, and a number to wait for. The state itself may have been given away by then.
+    """
+    if kind.keep_deep and not kind.shallow:
+        state = state._replace(deep=_room_for_deep(kind, params, state, inputs, batches, banks))
 
-        output, deep = jax.lax.fori_loop(0, turns.count, turn, (jnp.zeros_like(state.x), state.deep))
-        fresh = (
-            jax.random.normal(jax.random.fold_in(inputs.key, row["number"]), state.x.shape)
-            if kind.fresh_noise
-            else jnp.zeros_like(state.x)
-        )
-        return SamplerState(*sampler_step(row, state.x, output, state.clean, fresh, kind.prediction), deep)
+    def run_step(number: jax.Array, state: SamplerState) -> SamplerState:
+        row = {name: column[number] for name, column in table.items()}
+        bank = jax.tree.map(lambda tokens: tokens[number], banks)
+        predict = functools.partial(_predict_windows, kind, params, inputs, batches, row["time"], bank)
+        output, deep = predict(state)
+        fresh = jnp.zeros_like(state.x)
+        if kind.fresh_noise:
+            fresh = jax.random.normal(jax.random.fold_in(inputs.key, row["number"]), state.x.shape)
+        x, clean = sampler_step(row, state.x, output, state.clean, fresh, kind.prediction)
+        return SamplerState(x, clean, deep)
 
-    state = jax.lax.fori_loop(first, last, step, state)
+    state = jax.lax.fori_loop(first, last, run_step, state)
     return state, state.x[0, 0, 0, 0]
 
 
+def _room_for_deep(
+    kind: StepKind, params: dict, state: SamplerState, inputs: Inputs, batches: WindowBatches, banks: Bank
+) -> tuple[jax.Array, ...]:
+    """Zeros in the shapes of `SamplerState.deep`; the first step fills them."""
+
+    def predict_deep():
+        bank = jax.tree.map(lambda tokens: tokens[0], banks)
+        _, deep = _predict(kind, params, state.x, None, inputs, batches.indices[0], 0, bank)
+        return deep
+
+    shapes = jax.eval_shape(predict_deep)
+    return tuple(jnp.zeros((len(batches.indices), *deep.shape), deep.dtype) for deep in shapes)
+
+
+def _predict_windows(
+    kind: StepKind,
+    params: dict,
+    inputs: Inputs,
+    batches: WindowBatches,
+    time: jax.Array,
+    bank: Bank,
+    state: SamplerState,
+) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
+    """The prediction for all frames, `f h w c`, fused over windows, and the inputs of the networks' last level."""
+
+    def add_batch(i: jax.Array, carry):
+        output, deep = carry
+        earlier = jax.tree.map(lambda x: x[i], deep) if kind.shallow else None
+        indices = batches.indices[i]
+        predicted, new_deep = _predict(kind, params, state.x, earlier, inputs, indices, time, bank)
+        if kind.keep_deep and not kind.shallow:
+            deep = jax.tree.map(lambda x, new: x.at[i].set(new), deep, new_deep)
+        weights = batches.weights[i][..., None, None, None]
+        return output.at[indices].add(weights * predicted), deep
+
+    return jax.lax.fori_loop(0, batches.count, add_batch, (jnp.zeros_like(state.x), state.deep))
+
+
 def _predict(
-    kind: StepKind, params: dict, x: jax.Array, deep, inputs: Inputs, indices: jax.Array, time: jax.Array, bank: Bank
-):
-    """The guided prediction for the frames `p k` of a turn, float32 `p k h w c`; and what entered the last level, of each half."""
+    kind: StepKind,
+    params: dict,
+    x: jax.Array,
+    deep: tuple[jax.Array, ...] | None,
+    inputs: Inputs,
+    indices: jax.Array,
+    time: jax.Array,
+    bank: Bank,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The guided prediction for a batch of windows, float32 `p k h w c`, and each half's input of the last level."""
     call = functools.partial(kind.networks.apply, {"params": params})
     p = len(indices)
 
-    def same(y: jax.Array) -> jax.Array:
+    def for_windows(y: jax.Array) -> jax.Array:
         return _spread(kind.mesh, repeat(y, "1 ... -> p ...", p=p))
 
     noisy, motion = (_spread(kind.mesh, y[indices].astype(inputs.text.dtype)) for y in (x, inputs.motion))
-    t, text, bank = jnp.full((p,), time), same(inputs.text), jax.tree.map(same, bank)
-    residuals = call(
-        noisy, t, text, motion / jnp.asarray(255, motion.dtype), inputs.control_scale, kind.shallow, method="residuals"
-    )
+    motion = motion / jnp.asarray(MAX_BYTE, motion.dtype)
+    t, text, bank = jnp.full((p,), time), for_windows(inputs.text), jax.tree.map(for_windows, bank)
+    residuals = call(noisy, t, text, motion, inputs.control_scale, kind.shallow, method="residuals")
     halves = [Half(text, bank)]
+    same_text = inputs.negative is None
     if kind.guided:
-        halves.insert(0, Half(text if inputs.negative is None else same(inputs.negative), {}))
-    found = call(noisy, t, halves, residuals, deep, method="denoise")
-    outputs = [half.output for half in found]
-    return guide(*outputs, inputs.guidance_scale) if kind.guided else outputs[0], tuple(half.deep for half in found)
+        halves.insert(0, Half(text if same_text else for_windows(inputs.negative), {}))
+    decoded = call(noisy, t, halves, residuals, same_text=same_text, deep=deep, method="denoise")
+    outputs = [half.output for half in decoded]
+    prediction = guide(*outputs, inputs.guidance_scale) if kind.guided else outputs[0]
+    return prediction, tuple(half.deep for half in decoded)
 
 
 def _spread(mesh: Mesh | None, x: jax.Array) -> jax.Array:
-    """The first axis over all devices of a mesh."""
-    return (
-        x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
-    )
+    """Spread the first axis over all devices of a mesh."""
+    if mesh is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))

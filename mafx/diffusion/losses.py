@@ -1,4 +1,4 @@
-"""The training objective: noise a clean latent, and weigh how far the network's answer is from what was asked."""
+"""The training objective: noise a clean latent, and weigh how far the network's answer is from its target."""
 
 import dataclasses
 
@@ -7,10 +7,15 @@ import jax.numpy as jnp
 
 from mafx.diffusion.schedule import Schedule, add_noise, velocity
 
+MIN_SNR = 1e-8  # a time without signal must not divide by zero
+
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-    """Noisy latents, what was done to them, and what the network is to answer. Times are `b`; all else has the latents' shape."""
+    """Noisy latents, the diffusion times `b` that they are at, and what the network is to answer.
+
+    `noisy` and `target` have the shape of the latents.
+    """
 
     noisy: jax.Array
     times: jax.Array
@@ -20,11 +25,16 @@ class Corruption:
 def corrupt(
     key: jax.Array, latents: jax.Array, schedule: Schedule, noise_offset: float = 0.0, time_shift: float = 1.0
 ) -> Corruption:
-    """Noise `b f h w c` at one random time per example, the same for all its frames.
+    """Noise latents at one random time per example, the same for all its frames.
 
-    `time_shift` above 1 draws late times more often: u in [0, 1) becomes s u / (1 + (s - 1) u) (*Scaling Rectified Flow Transformers*,
-    arXiv 2403.03206, equation 23). `noise_offset` adds noise that is constant over a frame, so that brightness is learnt too ("Diffusion with Offset
-    Noise", CrossLabs, 2023).
+    Args:
+      key: Random key.
+      latents: float32 `b f h w c`.
+      schedule: The noise schedule.
+      noise_offset: Scale of additional noise that is constant over a frame, so that brightness is learnt too
+        ("Diffusion with Offset Noise", CrossLabs, 2023).
+      time_shift: Above 1, late times are drawn more often: u in [0, 1) becomes s u / (1 + (s - 1) u) (*Scaling
+        Rectified Flow Transformers*, arXiv 2403.03206, equation 23).
     """
     time_key, noise_key, offset_key = jax.random.split(key, 3)
     u = jax.random.uniform(time_key, latents.shape[:1])
@@ -34,16 +44,26 @@ def corrupt(
         b, f, _, _, c = latents.shape
         noise = noise + noise_offset * jax.random.normal(offset_key, (b, f, 1, 1, c))
     alpha, sigma = (
-        jnp.asarray(x, jnp.float32)[times][:, None, None, None, None] for x in (schedule.alphas, schedule.sigmas)
+        jnp.asarray(scale, jnp.float32)[times][:, None, None, None, None]
+        for scale in (schedule.alphas, schedule.sigmas)
     )
     targets = {"epsilon": noise, "v": velocity(latents, noise, alpha, sigma), "sample": latents}
     return Corruption(add_noise(latents, noise, alpha, sigma), times, targets[schedule.prediction])
 
 
 def loss_weights(times: jax.Array, schedule: Schedule, min_snr_gamma: float | None = None) -> jax.Array:
-    """Weight of each example, float32 `b`: 1, or min(SNR, gamma) in units of the prediction (*Min-SNR*, arXiv 2303.09556)."""
+    """The weight of each example: 1, or min(SNR, gamma) in units of the prediction (*Min-SNR*, arXiv 2303.09556).
+
+    Args:
+      times: Diffusion times `b`.
+      schedule: The noise schedule.
+      min_snr_gamma: gamma, or None for equal weights.
+
+    Returns: float32 `b`.
+    """
     if min_snr_gamma is None:
         return jnp.ones(times.shape)
     snr = jnp.asarray(schedule.abar / (1 - schedule.abar), jnp.float32)[times]
     clipped = jnp.minimum(snr, min_snr_gamma)
-    return clipped / {"epsilon": jnp.maximum(snr, 1e-8), "v": snr + 1, "sample": 1.0}[schedule.prediction]
+    units = {"epsilon": jnp.maximum(snr, MIN_SNR), "v": snr + 1, "sample": 1.0}
+    return clipped / units[schedule.prediction]

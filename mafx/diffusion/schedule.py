@@ -1,6 +1,6 @@
 """Noise schedules: how much signal and noise a latent holds at each diffusion time.
 
-A noisy latent is `z_t = alpha_t x_0 + sigma_t eps` with `alpha_t = sqrt(abar_t)`, `sigma_t = sqrt(1 - abar_t)`.
+A noisy latent is z_t = alpha_t x_0 + sigma_t eps, with alpha_t = sqrt(abar_t) and sigma_t = sqrt(1 - abar_t).
 """
 
 import dataclasses
@@ -14,12 +14,21 @@ PREDICTIONS = ("epsilon", "v", "sample")
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """A discrete schedule; the defaults are MagicAnimate's (Stable Diffusion's own file says scaled_linear, the animation config overrides it).
+    """A discrete noise schedule; the defaults are MagicAnimate's.
+
+    Stable Diffusion's own file says scaled_linear. MagicAnimate's configs/prompts/animation.yaml overrides it.
 
     Attributes:
-      kind: "linear" betas, or "scaled_linear": linear in their square roots.
-      prediction: what the network gives: "epsilon", "v" (*Progressive Distillation*, arXiv 2202.00512), or the clean "sample" itself.
-      zero_terminal_snr: rescale so that the last time holds no signal (*Common Diffusion Noise Schedules*, arXiv 2305.08891, algorithm 1).
+      kind: "linear" betas, or "scaled_linear" ones, which are linear in their square roots.
+      beta_start: First beta.
+      beta_end: Last beta.
+      steps: Number of diffusion times.
+      prediction: What the network gives: "epsilon", "v" (*Progressive Distillation*, arXiv 2202.00512), or the clean
+        "sample" itself.
+      zero_terminal_snr: Whether the betas are rescaled so that the last time holds no signal (*Common Diffusion Noise
+        Schedules*, arXiv 2305.08891, algorithm 1).
+
+    Raises: ValueError for unknown or contradicting values.
     """
 
     kind: str = "linear"
@@ -36,12 +45,13 @@ class Schedule:
             raise ValueError(f"prediction {self.prediction!r} is unknown, expected one of {', '.join(PREDICTIONS)}")
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise ValueError(
-                "with zero_terminal_snr the last time is pure noise, from which epsilon says nothing: use prediction 'v' or 'sample'"
+                "with zero_terminal_snr the last time is pure noise, from which epsilon says nothing: "
+                "use prediction 'v' or 'sample'"
             )
 
     @property
     def abar(self) -> np.ndarray:
-        """Cumulative products of 1 - beta, float64 `steps`; betas are rounded to float32 first, as PyTorch holds them."""
+        """Cumulative products of 1 - beta, float64 `steps`. Betas are rounded to float32 first, as in PyTorch."""
         if self.kind == "linear":
             betas = np.linspace(self.beta_start, self.beta_end, self.steps)
         else:
@@ -66,7 +76,7 @@ class Schedule:
 def signal_and_noise(
     x: jax.Array, output: jax.Array, alpha: jax.Array, sigma: jax.Array, prediction: str
 ) -> tuple[jax.Array, jax.Array]:
-    """What a network's output says of a noisy latent: its clean part x_0 and its noise eps, shapes as x."""
+    """Split a noisy latent x by the network's output: its clean part x_0 and its noise eps, both shaped as x."""
     if prediction == "v":
         return alpha * x - sigma * output, alpha * output + sigma * x
     if prediction == "sample":
@@ -75,20 +85,30 @@ def signal_and_noise(
 
 
 def add_noise(x: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-    """z_t of clean latents; alpha and sigma broadcast to x."""
+    """z_t of clean latents x. alpha and sigma broadcast to x."""
     return alpha * x + sigma * noise
 
 
 def velocity(x: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
-    """The target of v prediction, alpha eps - sigma x_0."""
+    """The target of v prediction: alpha eps - sigma x_0."""
     return alpha * noise - sigma * x
 
 
 def sampling_times(steps: int, spacing: str, total: int = 1000) -> np.ndarray:
-    """Descending diffusion times of a sampler, int `steps`.
+    """The diffusion times of a sampler in descending order.
 
-    `spacing`: "leading" counts up from 1 in equal whole strides (published), "trailing" counts down from the last time, "linspace" includes both
-    ends. Source: *Common Diffusion Noise Schedules*, table 2; "leading" with the offset of 1 that Stable Diffusion uses.
+    Source: *Common Diffusion Noise Schedules* (arXiv 2305.08891), table 2; "leading" has the offset of 1 that Stable
+    Diffusion uses.
+
+    Args:
+      steps: Number of times.
+      spacing: "leading" counts up from 1 in equal whole strides (as published), "trailing" counts down from the last
+        time, "linspace" goes from the last time towards 0 in equal steps, without 0 itself.
+      total: Number of times of the schedule.
+
+    Returns: int `steps`.
+
+    Raises: ValueError for an unknown spacing, or a number of steps that it does not allow.
     """
     if not 1 <= steps <= total:
         raise ValueError(f"expected between 1 and {total} sampling steps, found {steps}")
@@ -96,8 +116,8 @@ def sampling_times(steps: int, spacing: str, total: int = 1000) -> np.ndarray:
         return np.minimum(np.arange(steps)[::-1] * (total // steps) + 1, total - 1 - np.arange(steps))
     if spacing == "trailing":
         return np.round(np.arange(total, 0, -total / steps)).astype(int)[:steps] - 1
-    if spacing == "linspace" and steps < total:
-        return np.round(np.linspace(0, total - 1, steps + 1)).astype(int)[:0:-1]
-    if spacing == "linspace":
+    if spacing != "linspace":
+        raise ValueError(f"spacing {spacing!r} is unknown, expected leading, trailing or linspace")
+    if steps == total:
         raise ValueError(f"expected at most {total - 1} evenly spaced sampling steps, found {steps}")
-    raise ValueError(f"spacing {spacing!r} is unknown, expected leading, trailing or linspace")
+    return np.round(np.linspace(0, total - 1, steps + 1)).astype(int)[:0:-1]

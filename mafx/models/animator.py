@@ -1,7 +1,8 @@
-"""All networks together: the one place where the reference's features y_a and the pose residuals y_p meet the noisy latents z_t.
+"""All networks together: the one place where the bank y_a and the residuals y_p meet the noisy latents z_t.
 
-Which z_t is which (the papers leave it open): the appearance encoder sees the clean reference latent at time t, the ControlNet and the denoising UNet
-the noisy latents of the frames; the z of the mixed attention's formula is the hidden state of the block it stands in.
+The papers leave open which z_t is which. The appearance encoder sees the clean reference latent at time t. The
+ControlNet and the denoising UNet see the noisy latents of the frames. The z in the formula of mixed attention is the
+hidden state of the block that it stands in.
 """
 
 import dataclasses
@@ -12,14 +13,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mafx.models.ablated import TOKENS, GlobalEmbedding, draw_sticks
-from mafx.models.attention import PartialBank
+from mafx.models.ablated import GlobalEmbedding, append_embedding, draw_sticks, embedding_bank
 from mafx.models.autoencoder import Autoencoder, AutoencoderConfig, Patches, PatchesConfig
 from mafx.models.control import ControlNet
+from mafx.models.kernels import Kernels
 from mafx.models.temporal import TemporalConfig
 from mafx.models.text import TextConfig, TextTower
 from mafx.models.unet import Bank, Decoded, Residuals, UNet, UNetConfig
 
+# The first of each is as published, the others are ablations.
 FUSIONS = ("midup", "full")
 APPEARANCES = ("bank", "embedding")
 RENDERS = ("densepose", "sticks")
@@ -27,12 +29,19 @@ RENDERS = ("densepose", "sticks")
 
 @dataclasses.dataclass(frozen=True)
 class AnimatorConfig:
-    """Sizes of every network, and what goes where; the first of each kind is as published.
+    """Sizes of every network, and what goes where.
 
     Attributes:
-      fusion: the reference's features are mixed into the middle and up blocks ("midup"), or into the down blocks too ("full").
-      appearance: the reference comes as the "features" of the appearance encoder, or as a global "embedding" in the cross-attention.
-      renders: the ControlNet sees the "densepose" renders, or "sticks" drawn from them.
+      unet: Sizes of the denoising UNet, of which appearance encoder and ControlNet are copies.
+      motion_widths: Channels of the ControlNet's embedding of the motion.
+      autoencoder: Sizes of the first stage.
+      text: Sizes of the text tower.
+      fusion: Whether the bank is mixed into the middle and up blocks ("midup"), or into the down blocks too ("full").
+      appearance: Whether the reference comes as the "bank" of an appearance encoder, or as a global "embedding" in the
+        cross-attention.
+      renders: Whether the ControlNet sees the "densepose" renders, or "sticks" drawn from them.
+
+    Raises: ValueError for an unknown choice.
     """
 
     unet: UNetConfig = UNetConfig(temporal=TemporalConfig())
@@ -44,9 +53,26 @@ class AnimatorConfig:
     renders: str = RENDERS[0]
 
     def __post_init__(self):
-        for name, known in (("fusion", FUSIONS), ("appearance", APPEARANCES), ("renders", RENDERS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is unknown, expected one of {', '.join(known)}")
+        for name, choices in (("fusion", FUSIONS), ("appearance", APPEARANCES), ("renders", RENDERS)):
+            if getattr(self, name) not in choices:
+                expected = ", ".join(choices)
+                raise ValueError(f"{name} {getattr(self, name)!r} is unknown, expected one of {expected}")
+
+    @property
+    def encoder_sees_reference(self) -> bool:
+        """Whether the UNet's down path depends on the reference: if not, the halves of guidance can share it."""
+        return self.fusion == "full" or self.appearance == "embedding"
+
+    def with_kernels(self, kernels: Kernels) -> "AnimatorConfig":
+        """The same networks, for other hardware."""
+        config = dataclasses.replace(self, unet=dataclasses.replace(self.unet, kernels=kernels))
+        if isinstance(self.autoencoder, PatchesConfig):
+            return config
+        return dataclasses.replace(config, autoencoder=dataclasses.replace(self.autoencoder, kernels=kernels))
+
+    def without_temporal_layers(self) -> "AnimatorConfig":
+        """The networks for single frames, as the appearance stage trains them."""
+        return dataclasses.replace(self, unet=dataclasses.replace(self.unet, temporal=None))
 
 
 SIZES = {
@@ -61,7 +87,7 @@ SIZES = {
         autoencoder=AutoencoderConfig(widths=(8, 16, 16, 16), groups=8),
         text=TextConfig(width=32, hidden=64, layers=2, heads=4),
     ),
-    # Learnt from nothing on 32x32 pictures: patches of 2x2 pixels instead of an autoencoder, positions given, no words.
+    # Learns from nothing on 32x32 pictures: patches of 2x2 pixels instead of an autoencoder, positions given, no words.
     "puppets": AnimatorConfig(
         unet=UNetConfig(
             widths=(32, 64, 96),
@@ -82,7 +108,7 @@ SIZES = {
 
 
 class Half(NamedTuple):
-    """What a half of guidance knows: text states `b n c`, and the reference's features, none where it is the unconditional one."""
+    """What one half of guidance knows: text states `b n c`, and the bank, which is empty in the unconditional half."""
 
     text: jax.Array
     bank: Bank
@@ -91,45 +117,45 @@ class Half(NamedTuple):
 class Animator(nn.Module):
     """Pure functions of parameters and arrays; call them by `apply(..., method="...")`.
 
-    Shapes: latents `b f h w c`, reference latents `b h w c`, times `b`, text states `b n c`, motion `b f H W 3` in [0, 1].
+    Shapes: latents `b f h w c`, reference latents `b h w c`, times `b`, text states `b n c`, motion `b f H W 3` in
+    [0, 1].
     """
 
     config: AnimatorConfig
 
     def setup(self):
         c = self.config
+        image_unet = dataclasses.replace(c.unet, temporal=None)
         self.unet = UNet(c.unet)
-        still = dataclasses.replace(c.unet, temporal=None)
-        self.appearance = (
-            UNet(dataclasses.replace(still, bank_only=True)) if c.appearance == "bank" else GlobalEmbedding(still)
-        )
+        if c.appearance == "bank":
+            self.appearance = UNet(dataclasses.replace(image_unet, bank_only=True))
+        else:
+            self.appearance = GlobalEmbedding(image_unet)
         self.control = ControlNet(c.unet, c.motion_widths)
         self.autoencoder = (Patches if isinstance(c.autoencoder, PatchesConfig) else Autoencoder)(c.autoencoder)
         self.text = TextTower(c.text)
 
     def encode_text(self, ids: jax.Array) -> jax.Array:
-        """Token ids `b n` -> text states `b n c`."""
+        """Token ids `b n` to text states `b n c`."""
         return self.text(ids)
 
     def encode_image(self, image: jax.Array) -> jax.Array:
-        """Images `b H W 3` in [-1, 1] -> the posterior's mean as scaled latents `b h w c`."""
-        return self.autoencoder.encode(image)[0] * self.config.autoencoder.scaling
+        """Images `b H W 3` in [-1, 1] to scaled latents `b h w c`: the posterior's mean."""
+        mean, _ = self.autoencoder.encode(image)
+        return mean * self.config.autoencoder.scaling
 
     def decode_latents(self, latents: jax.Array) -> jax.Array:
-        """Scaled latents `b h w c` -> images `b H W 3`, about [-1, 1]."""
+        """Scaled latents `b h w c` to images `b H W 3`, about in [-1, 1]."""
         return self.autoencoder.decode(latents / self.config.autoencoder.scaling)
 
     def bank(self, reference: jax.Array, t: jax.Array, text: jax.Array) -> Bank:
-        """y_a: what every mixed attention adds to its keys and values, each `b m c`. Depends on the step only, not on frames.
-
-        Where the reference comes as an embedding, that is all there is: `{"text": {"tokens": b m c}}`.
-        """
+        """y_a: what every mixed attention adds to its keys and values, each `b m c`. It depends on t, not on frames."""
         if self.config.appearance == "embedding":
-            return {"text": {"tokens": self.appearance(reference, t, text)}}
-        features = self.appearance.features(reference[:, None], t, text)
+            return embedding_bank(self.appearance(reference, t, text))
+        bank = self.appearance.write_bank(reference[:, None], t, text)
         if self.config.fusion == "midup":
-            features = {name: blocks for name, blocks in features.items() if not name.startswith("down")}
-        return jax.tree.map(lambda y: y[:, 0], features)
+            bank = {block: tokens for block, tokens in bank.items() if not block.startswith("down")}
+        return jax.tree.map(lambda tokens: tokens[:, 0], bank)
 
     def residuals(
         self,
@@ -140,9 +166,11 @@ class Animator(nn.Module):
         scale: jax.Array | float = 1.0,
         shallow: bool = False,
     ) -> Residuals:
-        """y_p: the ControlNet's residuals, times `scale`; `shallow`: of the first level only."""
-        motion = draw_sticks(motion) if self.config.renders == "sticks" else motion
-        return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), self.control(noisy, t, text, motion, shallow))
+        """y_p: the ControlNet's residuals times `scale`. `shallow` computes those of the first level only."""
+        if self.config.renders == "sticks":
+            motion = draw_sticks(motion)
+        residuals = self.control(noisy, t, text, motion, shallow)
+        return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), residuals)
 
     def denoise(
         self,
@@ -150,29 +178,37 @@ class Animator(nn.Module):
         t: jax.Array,
         halves: Sequence[Half],
         residuals: Residuals | None,
+        *,
+        same_text: bool = False,
         deep: Sequence[jax.Array] | None = None,
     ) -> list[Decoded]:
-        """The denoiser's answer to each of the halves of guidance (or to one).
+        """Run the denoising UNet once per half of guidance.
 
-        Halves with the same text differ from the first mixed attention on and share the whole encoder: the result is the same, for less work.
-        `deep`, of an earlier call, makes this one shallow: see `UNet.encode`.
+        Args:
+          noisy: Noisy latents z_t.
+          t: Diffusion times.
+          halves: One or two; a half with an empty bank does plain self-attention.
+          residuals: y_p, or None.
+          same_text: Whether all halves have the same text. Then they differ from the first mixed attention on, and
+            share the down path: the result is the same, for less work.
+          deep: The inputs of the last level at an earlier step, one per half. Then only the first and the last level
+            are computed, see `UNet.encode`.
         """
-        shared, shallow, found = {}, deep is not None, []
-        for half, its_deep in zip(halves, deep or [None] * len(halves), strict=True):
+        shares_encoder = same_text and not self.config.encoder_sees_reference
+        decoded, encoded = [], None
+        for half, half_deep in zip(halves, deep or [None] * len(halves), strict=True):
             text, bank = half
             if self.config.appearance == "embedding":
-                text, bank = _with_embedding(text, bank), {}
-            apart = self.config.fusion == "full" or self.config.appearance == "embedding"
-            encoded = None if apart else shared.get(id(text))
-            if encoded is None:
-                encoded = shared[id(text)] = self.unet.encode(noisy, t, text, bank if apart else {}, shallow)
-            found.append(self.unet.decode(encoded, text, bank, residuals, its_deep))
-        return found
+                text, bank = append_embedding(text, bank), {}
+            if encoded is None or not shares_encoder:
+                encoded = self.unet.encode(noisy, t, text, bank, deep is not None)
+            decoded.append(self.unet.decode(encoded, text, bank, residuals, half_deep))
+        return decoded
 
     def predict(
         self, noisy: jax.Array, t: jax.Array, text: jax.Array, bank: Bank, residuals: Residuals | None
     ) -> jax.Array:
-        """The denoiser's output, `b f h w c`, float32. An empty bank is plain self-attention: the unconditional half of guidance."""
+        """The prediction of one half, `b f h w c`, float32."""
         return self.denoise(noisy, t, [Half(text, bank)], residuals)[0].output
 
     def predict_both(
@@ -183,34 +219,31 @@ class Animator(nn.Module):
         negative: jax.Array | None,
         bank: Bank,
         residuals: Residuals | None,
-    ) -> tuple[jax.Array, ...]:
-        """Both halves of guidance: without the bank and with it. `negative`: the unconditional half's text states, None where they equal `text`."""
-        halves = [Half(text if negative is None else negative, {}), Half(text, bank)]
-        return tuple(half.output for half in self.denoise(noisy, t, halves, residuals))
+    ) -> tuple[jax.Array, jax.Array]:
+        """The predictions of both halves, unconditional first, each `b f h w c`, float32.
+
+        `negative` is the unconditional half's text, None where it equals `text`.
+        """
+        same_text = negative is None
+        halves = [Half(text if same_text else negative, {}), Half(text, bank)]
+        unconditional, conditional = self.denoise(noisy, t, halves, residuals, same_text=same_text)
+        return unconditional.output, conditional.output
 
     def __call__(
         self, ids: jax.Array, image: jax.Array, motion: jax.Array, noisy: jax.Array, t: jax.Array
     ) -> jax.Array:
-        """Everything once, from pixels to pixels: what defines the parameter tree."""
+        """Everything once, from pixels to pixels: this defines the tree of parameters."""
         text, reference = self.encode_text(ids), self.encode_image(image)
-        prediction = self.predict(noisy, t, text, self.bank(reference, t, text), self.residuals(noisy, t, text, motion))
+        bank, residuals = self.bank(reference, t, text), self.residuals(noisy, t, text, motion)
+        prediction = self.predict(noisy, t, text, bank, residuals)
         return self.decode_latents(prediction[:, 0].astype(image.dtype))
 
 
-def _with_embedding(text: jax.Array, bank: Bank) -> jax.Array:
-    """Text states with the reference's tokens behind them, which are zero where there is no reference."""
-    tokens = bank["text"]["tokens"] if bank else jnp.zeros((len(text), TOKENS, text.shape[-1]), text.dtype)
-    if isinstance(tokens, PartialBank):
-        tokens = jnp.where(tokens.keep[:, None, None], tokens.tokens, jnp.zeros((), text.dtype))
-    return jnp.concatenate([text, tokens], axis=1)
-
-
 def parameter_shapes(config: AnimatorConfig) -> dict:
-    """The nested tree of parameters as `jax.ShapeDtypeStruct`s (float32), at no cost in memory."""
+    """The nested tree of parameters as float32 `jax.ShapeDtypeStruct`s, at no cost in memory."""
     h = 2 ** (len(config.unet.widths) - 1)
     H = h * config.autoencoder.factor
     ids, t = jnp.zeros((1, config.text.positions), jnp.int32), jnp.zeros((1,), jnp.int32)
-    image, motion, latents = (
-        jnp.zeros(shape) for shape in ((1, H, H, 3), (1, 1, H, H, 3), (1, 1, h, h, config.unet.channels))
-    )
+    image, motion = jnp.zeros((1, H, H, 3)), jnp.zeros((1, 1, H, H, 3))
+    latents = jnp.zeros((1, 1, h, h, config.unet.channels))
     return jax.eval_shape(Animator(config).init, jax.random.key(0), ids, image, motion, latents, t)["params"]

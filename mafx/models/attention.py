@@ -1,7 +1,7 @@
-"""Attention over tokens: one function that chooses the kernel, and the transformers over space built on it.
+"""Attention over tokens: one function that chooses the kernel, and the spatial transformers built on it.
 
-Tokens are `b f n c`: every frame has its own `n`. What all frames of an example share (text states, reference tokens) is `b m c`: it is projected
-once and never repeated along `f`. In einsum strings `a` counts attention heads and `d` their width.
+Tokens are `b f n c`: every frame has `n` of its own. What all frames of an example share (text states, the bank) is
+`b m c`: it is projected once and never repeated along `f`. In einsum strings `a` is attention heads, `d` their width.
 """
 
 import functools
@@ -14,25 +14,23 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from mafx.models.kernels import DEFAULT_KERNELS, Kernels
 from mafx.models.layers import GroupNorm, LayerNorm
 
 KeysValues = tuple[jax.Array, jax.Array]
+Grid = tuple[int, int]  # rows and columns
+
+SPLASH_LANES = 128  # numbers of queries and keys must be multiples of this in splash attention
+MIN_CUDNN_QUERIES = 128  # with fewer queries, launching the kernel takes longer than computing
+SINUSOID_PERIODS = (4, 32)  # shortest and longest period of `grid_sinusoid`, in positions
+SINUSOID_AMPLITUDE = 2
 
 
 class PartialBank(NamedTuple):
-    """A reference `b m c` that only the examples with `keep` (bool `b`) see: training drops it from some, for guidance."""
+    """A bank's tokens `b m c`, seen only by the examples with `keep` (bool `b`): training drops the reference."""
 
     tokens: jax.Array
     keep: jax.Array
-
-
-KERNELS = ("auto", "plain", "blockwise", "cudnn", "splash")
-# Both for one example: how many of them a device has cannot be seen here, for under jit the batch is that of all devices.
-PLAIN_SCORE_BYTES = {"cpu": 16 << 20}, 256 << 20  # above this, by platform, "auto" stops materialising the score matrix
-BLOCK_SCORE_BYTES = 8 << 20  # what a block of queries of one head may take in the blockwise kernel
-SPLASH_LANES = 128  # numbers of queries and of keys are multiples of it
-SPLASH_BLOCK = 512  # queries and keys that a TPU core takes at once
-SPLASH_INTERPRETED = False  # for tests, where there is no TPU
 
 
 def attention(
@@ -41,43 +39,49 @@ def attention(
     shared: KeysValues | None = None,
     keep: jax.Array | None = None,
     *,
-    kernel: str = "auto",
+    kernels: Kernels = DEFAULT_KERNELS,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v, where the keys are a frame's own ones followed by those that all frames share.
+    """softmax(q k^T / sqrt(d)) v. The keys are those of the frame, followed by those that all frames share.
 
     Args:
-      q: queries, `b f n a d`.
-      own: keys and values of each frame, both `b f k a d`.
-      shared: keys and values for all frames, both `b m a d`. At least one of `own` and `shared` is given.
-      keep: bool `b`, the examples that see `shared` at all; all of them if None. Needs `own`.
-      kernel: one of KERNELS. "plain" holds all scores in memory, "blockwise" those of a few queries of one head, "cudnn" none (NVIDIA, 16 bit),
-        nor does "splash" (TPU, queries and keys in multiples of 128).
+      q: Queries `b f n a d`.
+      own: Keys and values of each frame, both `b f k a d`.
+      shared: Keys and values of all frames, both `b m a d`. At least one of `own` and `shared` is given.
+      keep: bool `b`, the examples that see `shared`; all of them if None. It needs `own`.
+      kernels: What the kernel is chosen for. `kernels.attention` names one of KERNELS instead: "plain" holds all scores
+        in memory, "blockwise" those of a few queries of one head, "cudnn" (NVIDIA, 16 bits) and "splash" (TPU,
+        multiples of 128 queries and keys) none.
 
     Returns: `b f n a d` in the dtype of q. Scores and softmax are float32.
+
+    Raises: ValueError for an unknown kernel.
     """
-    if kernel == "auto":
-        kernel = _choose_kernel(q, own, shared)
-    if kernel not in KERNELS:
-        raise ValueError(f"attention kernel {kernel!r} is unknown, expected one of {', '.join(KERNELS)}")
-    return {"plain": _plain, "blockwise": _blockwise, "cudnn": _cudnn, "splash": _splash}[kernel](q, own, shared, keep)
+    name = kernels.attention
+    if name == "auto":
+        name = choose_kernel(q, own, shared, kernels)
+    if name not in KERNELS:
+        raise ValueError(f"attention kernel {name!r} is unknown, expected one of auto, {', '.join(KERNELS)}")
+    return KERNELS[name](q, own, shared, keep, kernels)
 
 
-def _choose_kernel(q: jax.Array, own: KeysValues | None, shared: KeysValues | None) -> str:
-    if jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[2] > 128:
+def choose_kernel(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, kernels: Kernels) -> str:
+    """The key of KERNELS for arguments of `attention`. Limits are per example: under jit `b` is the global batch."""
+    platform = kernels.traced_platform
+    if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[2] > MIN_CUDNN_QUERIES:
         return "cudnn"
     tokens = sum(kv[0].shape[-3] for kv in (own, shared) if kv is not None)
-    # "splash" must know the mesh, which is in the types of what jit was given on one, but not of host arrays that it only then distributes
-    placed = jax.device_count() == 1 or not jax.typeof(q).sharding.mesh.empty
-    if jax.default_backend() == "tpu" and placed and q.shape[2] % SPLASH_LANES == tokens % SPLASH_LANES == 0:
+    # Splash attention must know the mesh. The types of traced arrays hold it only where jit was given arrays on one.
+    has_mesh = kernels.device_count == 1 or not jax.typeof(q).sharding.mesh.empty
+    if platform == "tpu" and has_mesh and q.shape[2] % SPLASH_LANES == tokens % SPLASH_LANES == 0:
         return "splash"
-    special, usual = PLAIN_SCORE_BYTES
-    return (
-        "plain" if 4 * math.prod(q.shape[1:-1]) * tokens <= special.get(jax.default_backend(), usual) else "blockwise"
-    )
+    score_bytes = 4 * math.prod(q.shape[1:-1]) * tokens
+    return "plain" if score_bytes <= kernels.plain_score_limit else "blockwise"
 
 
-def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None = None) -> jax.Array:
-    parts = []  # (scores' einsum, values' einsum, keys and values)
+def _plain(
+    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, _: Kernels
+) -> jax.Array:
+    parts = []  # einsum of scores, einsum of values, keys and values
     if own is not None:
         parts.append(("bfnad,bfkad->bfank", "bfank,bfkad->bfnad", own))
     if shared is not None:
@@ -85,9 +89,11 @@ def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep
     scores = [jnp.einsum(pattern, q, k, preferred_element_type=jnp.float32) for pattern, _, (k, _) in parts]
     if keep is not None:
         scores[-1] = jnp.where(keep[:, None, None, None, None], scores[-1], -jnp.inf)
-    # softmax over both parts without joining them: weights relative to the largest score of all, their sum divided out at the end
-    top = jax.lax.stop_gradient(functools.reduce(jnp.maximum, [x.max(-1, keepdims=True) for x in scores]))
-    weights = [jnp.exp((x - top) * q.shape[-1] ** -0.5) for x in scores]
+    # One softmax over both parts without joining them: weights are relative to the largest score of both parts, and
+    # their sum is divided out at the end.
+    largest = functools.reduce(jnp.maximum, [x.max(-1, keepdims=True) for x in scores])
+    largest = jax.lax.stop_gradient(largest)
+    weights = [jnp.exp((x - largest) * q.shape[-1] ** -0.5) for x in scores]
     total = rearrange(sum(x.sum(-1) for x in weights), "b f a n -> b f n a 1")
     out = sum(
         jnp.einsum(pattern, x.astype(q.dtype), v, preferred_element_type=jnp.float32)
@@ -96,186 +102,210 @@ def _plain(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep
     return (out / total).astype(q.dtype)
 
 
-def _keep_per_key(keep: jax.Array | None, own: KeysValues | None, shared: KeysValues | None) -> jax.Array | None:
-    """Bool `b k`: a frame's own keys are always seen."""
+def _visible_keys(keep: jax.Array | None, own: KeysValues | None, shared: KeysValues | None) -> jax.Array | None:
+    """Bool `b k`, which of a frame's own and shared keys an example sees. None means all."""
     if keep is None:
         return None
-    return jnp.concatenate(
-        [jnp.ones((len(keep), own[0].shape[-3]), bool), repeat(keep, "b -> b m", m=shared[0].shape[1])], axis=1
-    )
+    own_keys = jnp.ones((len(keep), own[0].shape[-3]), bool)
+    return jnp.concatenate([own_keys, repeat(keep, "b -> b m", m=shared[0].shape[1])], axis=1)
 
 
-def _blockwise(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
-    """Head after head, frame after frame and block after block of queries; the backward pass computes the scores again."""
+def _join(own: KeysValues | None, shared: KeysValues | None) -> KeysValues:
+    """The keys and values of one frame, own ones first, joined along tokens (axis 1)."""
+    if own is None:
+        return shared
+    if shared is None:
+        return own
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
+
+
+def _frames_as_queries(q: jax.Array, own: KeysValues | None) -> jax.Array:
+    """Where all keys are shared, frames are only more queries: `b f n a d` -> `b 1 (f n) a d`."""
+    return rearrange(q, "b f n a d -> b 1 (f n) a d") if own is None else q
+
+
+def _blockwise(
+    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, kernels: Kernels
+) -> jax.Array:
+    """One head, one frame and one block of queries after another. The backward pass computes the scores again."""
     b, f, n, _, d = q.shape
-    if own is None:  # frames are only more queries
-        q = rearrange(q, "b f n a d -> b 1 (f n) a d")
-    seen = _keep_per_key(keep, own, shared)
+    q = _frames_as_queries(q, own)
+    visible = _visible_keys(keep, own, shared)
 
     @jax.checkpoint
-    def block(q, k, v):  # b n d, b k d
+    def attend_block(q, k, v):  # b n d, b k d
         scores = jnp.einsum("bnd,bkd->bnk", q, k, preferred_element_type=jnp.float32)
-        if seen is not None:
-            scores = jnp.where(seen[:, None], scores, -jnp.inf)
-        top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
-        weights = jnp.exp((scores - top) * d**-0.5)
+        if visible is not None:
+            scores = jnp.where(visible[:, None], scores, -jnp.inf)
+        largest = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+        weights = jnp.exp((scores - largest) * d**-0.5)
         out = jnp.einsum("bnk,bkd->bnd", weights.astype(q.dtype), v, preferred_element_type=jnp.float32)
         return (out / weights.sum(-1, keepdims=True)).astype(q.dtype)
 
-    def frame(q, own, shared):
-        k, v = (
-            own
-            if shared is None
-            else shared
-            if own is None
-            else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
-        )
-        blocks = min(q.shape[1], math.ceil(4 * q.shape[1] * k.shape[1] / BLOCK_SCORE_BYTES))
+    def attend_frame(q, own, shared):
+        k, v = _join(own, shared)
+        blocks = min(q.shape[1], math.ceil(4 * q.shape[1] * k.shape[1] / kernels.block_score_bytes))
         size = math.ceil(q.shape[1] / blocks)
         if blocks == 1:
-            return block(q, k, v)
+            return attend_block(q, k, v)
         padded = jnp.pad(q, ((0, 0), (0, blocks * size - q.shape[1]), (0, 0)))
-        out = jax.lax.map(lambda q: block(q, k, v), rearrange(padded, "b (i n) d -> i b n d", i=blocks))
+        out = jax.lax.map(lambda q: attend_block(q, k, v), rearrange(padded, "b (i n) d -> i b n d", i=blocks))
         return rearrange(out, "i b n d -> b (i n) d")[:, : q.shape[1]]
 
-    def head(of_head):  # f b n d, f b k d, b m d
-        q, own, shared = of_head
-        return jax.lax.map(lambda of_frame: frame(*of_frame, shared), (q, own))
+    def attend_head(arguments):  # f b n d, f b k d, b m d
+        q, own, shared = arguments
+        return jax.lax.map(lambda frame: attend_frame(*frame, shared), (q, own))
 
     q, own = jax.tree.map(lambda x: rearrange(x, "b f n a d -> a f b n d"), (q, own))
-    out = jax.lax.map(head, (q, own, jax.tree.map(lambda x: rearrange(x, "b m a d -> a b m d"), shared)))
+    shared = jax.tree.map(lambda x: rearrange(x, "b m a d -> a b m d"), shared)
+    out = jax.lax.map(attend_head, (q, own, shared))
     return rearrange(out, "a f b n d -> b f n a d").reshape(b, f, n, -1, d)
 
 
-def _cudnn(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
+def _cudnn(
+    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, _: Kernels
+) -> jax.Array:
     b, f, n = q.shape[:3]
-    keep = _keep_per_key(keep, own, shared)
-    mask = None if keep is None else repeat(keep, "b k -> (b f) 1 n k", f=f, n=n)
-    if own is None:  # frames are only more queries
-        q, (k, v) = rearrange(q, "b f n a d -> b (f n) a d"), shared
-    else:  # the kernel wants one list of keys per row
+    visible = _visible_keys(keep, own, shared)
+    mask = None if visible is None else repeat(visible, "b k -> (b f) 1 n k", f=f, n=n)
+    if own is None:
+        q = rearrange(q, "b f n a d -> b (f n) a d")
+        k, v = shared
+    else:  # the kernel takes one list of keys per row
         q, k, v = (rearrange(x, "b f n a d -> (b f) n a d") for x in (q, *own))
-        if shared is not None:
-            k, v = (
-                jnp.concatenate([x, repeat(y, "b m a d -> (b f) m a d", f=f)], 1)
-                for x, y in zip((k, v), shared, strict=True)
-            )
+        repeated = jax.tree.map(lambda x: repeat(x, "b m a d -> (b f) m a d", f=f), shared)
+        k, v = _join((k, v), repeated)
     out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     return out.reshape(b, f, n, *out.shape[-2:])
 
 
-def _splash(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None) -> jax.Array:
-    """JAX's kernel, jax.experimental.pallas.ops.tpu.splash_attention. XLA cannot split it over devices, so each is given its examples here."""
-    mesh = jax.typeof(q).sharding.mesh  # where jit found its arguments
-    if mesh.empty:
-        return _splash_frames(q, own, shared, keep)
-    examples = PartitionSpec(mesh.axis_names if len(q) % mesh.size == 0 else None)  # else all to everyone
-    return jax.shard_map(_splash_frames, mesh=mesh, in_specs=examples, out_specs=examples, check_vma=False)(
-        q, own, shared, keep
-    )
-
-
-def _splash_frames(
-    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None
+def _splash(
+    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, kernels: Kernels
 ) -> jax.Array:
-    from jax.experimental.pallas.ops.tpu import splash_attention  # noqa: PLC0415 (experimental: whoever has no TPU does without it)
+    """JAX's kernel, `jax.experimental.pallas.ops.tpu.splash_attention`.
+
+    XLA cannot split it over devices, so every device gets its examples here.
+    """
+    attend = functools.partial(_splash_on_one_device, kernels=kernels)
+    mesh = jax.typeof(q).sharding.mesh
+    if mesh.empty:
+        return attend(q, own, shared, keep)
+    # Where the devices do not divide the batch, each of them attends all of it.
+    examples = PartitionSpec(mesh.axis_names if len(q) % mesh.size == 0 else None)
+    spread = jax.shard_map(attend, mesh=mesh, in_specs=examples, out_specs=examples, check_vma=False)
+    return spread(q, own, shared, keep)
+
+
+def _splash_on_one_device(
+    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, kernels: Kernels
+) -> jax.Array:
+    from jax.experimental.pallas.ops.tpu import splash_attention  # noqa: PLC0415 (experimental, and only for TPUs)
 
     b, f, n, a, d = q.shape
-    if own is None:  # frames are only more queries
-        q = rearrange(q, "b f n a d -> b 1 (f n) a d")
-    seen = _keep_per_key(keep, own, shared)
+    q = _frames_as_queries(q, own)
+    visible = _visible_keys(keep, own, shared)
 
-    @jax.checkpoint  # the kernel and its gradient lay out every head at the width of 128 lanes: for one frame at a time, then
-    def frame(q, own):
-        k, v = (
-            own
-            if shared is None
-            else shared
-            if own is None
-            else jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
-        )
+    # The kernel and its gradient pad the width of every head to 128 lanes. Doing one frame at a time keeps that small.
+    @jax.checkpoint
+    def attend_frame(q, own):
+        k, v = _join(own, shared)
         q, k, v = (rearrange(x, "b n a d -> b a n d") for x in (q * d**-0.5, k, v))
-        n, m = (math.gcd(x.shape[2], SPLASH_BLOCK) for x in (q, k))
-        sizes = splash_attention.BlockSizes(
-            n, m, m, n, m, m, n, m
-        )  # forward, gradient of keys and values, gradient of queries
+        n, m = (math.gcd(x.shape[2], kernels.splash_block) for x in (q, k))
+        # forward; gradient of keys and values; gradient of queries
+        sizes = splash_attention.BlockSizes(n, m, m, n, m, m, n, m)
         mask = splash_attention.MultiHeadMask([splash_attention.FullMask((q.shape[2], k.shape[2]))] * a)
-        kernel = splash_attention.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=SPLASH_INTERPRETED)
-        # queries see the keys of their segment: they are all in 1, dropped keys in 0
-        segments = (
-            None
-            if seen is None
-            else splash_attention.SegmentIds(jnp.ones((b, q.shape[2]), jnp.int32), seen.astype(jnp.int32))
-        )
+        kernel = splash_attention.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=kernels.interpret)
+        segments = None
+        if visible is not None:  # queries see the keys of their own segment: 1; dropped keys are in segment 0
+            queries = jnp.ones((b, q.shape[2]), jnp.int32)
+            segments = splash_attention.SegmentIds(queries, visible.astype(jnp.int32))
         return rearrange(jax.vmap(kernel)(q, k, v, segments), "b a n d -> b n a d")
 
-    out = jax.lax.map(lambda of_frame: frame(*of_frame), jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, own)))
+    frames = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (q, own))
+    out = jax.lax.map(lambda frame: attend_frame(*frame), frames)
     return jnp.moveaxis(out, 0, 1).reshape(b, f, n, a, d)
 
 
+KERNELS = {"plain": _plain, "blockwise": _blockwise, "cudnn": _cudnn, "splash": _splash}
+
+
 def grid_sinusoid(h: int, w: int, width: int) -> jax.Array:
-    """Places on a grid, `n width`, float32: sinusoids of the row in the first half of the channels, of the column in the second.
+    """Encoding of the positions on a grid, for networks that learn from nothing.
 
-    Added to queries and keys (not to values), they favour the same place, in oneself and in the reference, from the start: what a network that
-    learns from nothing would need long to find out.
+    The first half of the channels holds sinusoids of the row, the second half those of the column. Added to queries and
+    keys (not to values), they favour the same position, in the picture itself and in the reference, from the start.
+
+    Returns: float32 `n width`, with n = h w.
     """
+    octaves = [math.log2(period / 2) for period in SINUSOID_PERIODS]
 
-    def along(n: int) -> jax.Array:
-        angles = (
-            jnp.arange(n, dtype=jnp.float32)[:, None] * jnp.pi / 2 ** jnp.linspace(1.0, 4.0, width // 4)[None]
-        )  # a turn of 4 to 32 places
+    def encode(n: int) -> jax.Array:
+        half_turns = 2 ** jnp.linspace(*octaves, width // 4)  # positions to the next half turn
+        angles = jnp.arange(n, dtype=jnp.float32)[:, None] * jnp.pi / half_turns[None]
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
-    rows, columns = repeat(along(h), "h d -> (h w) d", w=w), repeat(along(w), "w d -> (h w) d", h=h)
-    return 2 * jnp.concatenate([rows, columns], axis=-1)
+    rows = repeat(encode(h), "h d -> (h w) d", w=w)
+    columns = repeat(encode(w), "w d -> (h w) d", h=h)
+    return SINUSOID_AMPLITUDE * jnp.concatenate([rows, columns], axis=-1)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens `b f n c`: to themselves, to themselves and a reference, or to a context.
+    """Multi-head attention of tokens `b f n c`: to themselves, to themselves and a bank, or to a context.
 
-    Mixed self-attention (MagicAnimate's appearance encoder): Q = W_Q z, K' = W_K [z ; y_a], V' = W_V [z ; y_a], with the same projections for
-    both parts.
+    Mixed self-attention (MagicAnimate, section 3.2, "Appearance Encoder"):
+    Q = W_Q z, K' = W_K [z ; y_a], V' = W_V [z ; y_a]. Both parts go through the same projections.
     """
 
     heads: int
-    kernel: str = "auto"
+    kernels: Kernels = DEFAULT_KERNELS
 
     @nn.compact
     def __call__(
         self,
         x: jax.Array,
         *,
-        reference: jax.Array | PartialBank | None = None,
+        bank: jax.Array | PartialBank | None = None,
         context: jax.Array | None = None,
-        place: tuple[int, int] | None = None,
+        grid: Grid | None = None,
     ) -> jax.Array:
-        """`x`: `b f n c`; `reference`: `b m c`, attended besides x itself; `context`: `b m c'`, attended instead of x; `place`: rows and columns of
-        the grid that x and reference are, where their places count."""
-        reference, keep = reference if isinstance(reference, PartialBank) else (reference, None)
-        width = x.shape[-1]
-        to_q, to_k, to_v = (nn.Dense(width, use_bias=False, name=name) for name in ("to_q", "to_k", "to_v"))
+        """Attend.
 
-        def heads(y: jax.Array) -> jax.Array:
+        Args:
+          x: Tokens z, `b f n c`.
+          bank: y_a, tokens `b m c` that are attended besides x.
+          context: Tokens `b m c'` that are attended instead of x.
+          grid: Rows and columns of x and of the bank, where positions count (see `grid_sinusoid`).
+
+        Returns: `b f n c`.
+        """
+        bank, keep = bank if isinstance(bank, PartialBank) else (bank, None)
+        width = x.shape[-1]
+        to_q = nn.Dense(width, use_bias=False, name="to_q")
+        to_k = nn.Dense(width, use_bias=False, name="to_k")
+        to_v = nn.Dense(width, use_bias=False, name="to_v")
+
+        def split_heads(y: jax.Array) -> jax.Array:
             return rearrange(y, "... (a d) -> ... a d", a=self.heads)
 
-        def placed(y: jax.Array) -> jax.Array:
-            if place is None:
+        def add_positions(y: jax.Array) -> jax.Array:
+            if grid is None:
                 return y
-            places = rearrange(grid_sinusoid(*place, y.shape[-1]).astype(y.dtype), "n d -> n 1 d")
-            return y + jnp.expand_dims(places, range(y.ndim - places.ndim))
+            positions = rearrange(grid_sinusoid(*grid, y.shape[-1]).astype(y.dtype), "n d -> n 1 d")
+            return y + jnp.expand_dims(positions, range(y.ndim - positions.ndim))
 
         def keys_values(y: jax.Array) -> KeysValues:
-            return placed(heads(to_k(y))), heads(to_v(y))
+            return add_positions(split_heads(to_k(y))), split_heads(to_v(y))
 
         own = keys_values(x) if context is None else None
-        common = reference if context is None else context
+        common = bank if context is None else context
         shared = None if common is None else keys_values(common)
-        out = attention(placed(heads(to_q(x))), own, shared, keep, kernel=self.kernel)
+        queries = add_positions(split_heads(to_q(x)))
+        out = attention(queries, own, shared, keep, kernels=self.kernels)
         return nn.Dense(width, name="to_out")(rearrange(out, "... a d -> ... (a d)"))
 
 
 class FeedForward(nn.Module):
-    """GEGLU: width -> 4 width, gated by an exact (not tanh) GELU -> width."""
+    """GEGLU: width -> 4 width, gated by the exact GELU (not the tanh approximation) -> width."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -284,50 +314,52 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention (mixed with the reference where one is given), cross-attention to the text, feed-forward.
+    """Self-attention (mixed with the bank, if there is one), cross-attention to the text, feed-forward.
 
-    Returns the tokens and the normalised tokens that entered self-attention: what an appearance encoder hands to the denoiser. With
-    `bank_only` the block ends there, as the last block of the published appearance encoder does, and the tokens are None.
+    It returns the tokens, and the normalised tokens that entered self-attention: what an appearance encoder writes into
+    the bank. With `bank_only` the block ends there, as the last block of the published appearance encoder does, and the
+    tokens are None.
     """
 
     heads: int
-    kernel: str = "auto"
+    kernels: Kernels = DEFAULT_KERNELS
     bank_only: bool = False
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, text: jax.Array, reference: jax.Array | None = None, place: tuple[int, int] | None = None
+        self, x: jax.Array, text: jax.Array, bank: jax.Array | PartialBank | None = None, grid: Grid | None = None
     ) -> tuple[jax.Array | None, jax.Array]:
-        feature = LayerNorm(name="norm1")(x)
+        written = LayerNorm(name="norm1")(x)
         if self.bank_only:
-            return None, feature
-        x = x + Attention(self.heads, self.kernel, name="attn1")(feature, reference=reference, place=place)
-        x = x + Attention(self.heads, self.kernel, name="attn2")(LayerNorm(name="norm2")(x), context=text)
+            return None, written
+        x = x + Attention(self.heads, self.kernels, name="attn1")(written, bank=bank, grid=grid)
+        x = x + Attention(self.heads, self.kernels, name="attn2")(LayerNorm(name="norm2")(x), context=text)
         x = x + FeedForward(name="ff")(LayerNorm(name="norm3")(x))
-        return x, feature
+        return x, written
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer over the positions of each frame, `b f h w c` -> `b f h w c`, and its feature `b f n c` (see TransformerBlock)."""
+    """A transformer over the positions of each frame.
+
+    It maps `b f h w c` to `b f h w c`, and returns what its block writes into the bank, `b f n c`.
+    """
 
     heads: int
     groups: int = 32
-    kernel: str = "auto"
+    kernels: Kernels = DEFAULT_KERNELS
     bank_only: bool = False
     positions: bool = False
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, text: jax.Array, reference: jax.Array | None = None
+        self, x: jax.Array, text: jax.Array, bank: jax.Array | PartialBank | None = None
     ) -> tuple[jax.Array | None, jax.Array]:
         h, w, c = x.shape[-3:]
         y = GroupNorm(self.groups, 1e-6, batch_axes=2, name="norm")(x)
         y = rearrange(nn.Dense(c, name="proj_in")(y), "b f h w c -> b f (h w) c")
-        place = (h, w) if self.positions else None
-        y, feature = TransformerBlock(self.heads, self.kernel, self.bank_only, name="transformer_blocks_0")(
-            y, text, reference, place
-        )
+        block = TransformerBlock(self.heads, self.kernels, self.bank_only, name="transformer_blocks_0")
+        y, written = block(y, text, bank, (h, w) if self.positions else None)
         if self.bank_only:
-            return None, feature
+            return None, written
         y = nn.Dense(c, name="proj_out")(rearrange(y, "b f (h w) c -> b f h w c", h=h, w=w))
-        return x + y, feature
+        return x + y, written

@@ -1,8 +1,9 @@
 """3x3 convolutions: one function that chooses the algorithm.
 
-XLA's convolution on a CPU does every multiplication of the definition. Winograd's minimal filtering (*Fast Algorithms for Convolutional Neural
-Networks*, arXiv 1509.09308) gives the same sums, but for rounding, from 4 (tiles of 2x2 outputs) or 2.25 (tiles of 4x4) multiplications instead of
-9, as matrix products over channels, which a CPU does at its full rate.
+XLA's convolution on a CPU does every multiplication of the definition. Winograd's minimal filtering (*Fast Algorithms
+for Convolutional Neural Networks*, arXiv 1509.09308) gives the same sums up to rounding. It needs 4 (tiles of 2x2
+outputs) or 2.25 (tiles of 4x4 outputs) multiplications per output instead of 9, and does them as matrix products over
+channels, which run at a CPU's full rate.
 """
 
 import functools
@@ -13,10 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
-ALGORITHMS = ("direct", "winograd2", "winograd4")
-LEAST_CHANNELS = 128  # below, transforming takes as long as multiplying
+from mafx.models.kernels import DEFAULT_KERNELS, Kernels
 
-# Of tiles of m outputs: B^T (of inputs), G (of the kernel) and A^T (of the products), arXiv 1509.09308, sections 4.1 and 4.2.
+# Limits measured on two Zen 4 cores. Larger tiles save more multiplications, but transforming the weights for them
+# costs more, and that cost does not shrink with the picture.
+MIN_CHANNELS = 128  # with fewer channels, the transforms take as long as the multiplications they save
+MIN_PIXELS_TILE_2 = 512
+MIN_PIXELS_TILE_4 = 2048
+
+# For tiles of m x m outputs: B^T (transforms inputs), G (kernels) and A^T (products); arXiv 1509.09308, section 4.
 MATRICES = {
     2: (
         [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]],
@@ -45,55 +51,74 @@ MATRICES = {
 }
 
 
-def convolve(x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, **options) -> jax.Array:
-    """`jax.lax.conv_general_dilated` of `b h w c` with a kernel `3 3 c o`, by the algorithm that is fastest here. For `flax.linen.Conv`."""
-    algorithm = (
-        choose(jax.default_backend(), x, kernel)
-        if tuple(strides) == (1, 1) and tuple(padding) == ((1, 1), (1, 1))
-        else "direct"
-    )
-    if algorithm == "direct":
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    return winograd(x, kernel, int(algorithm[-1]))
+def convolve(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, kernels: Kernels = DEFAULT_KERNELS, **options
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated` by the fastest algorithm. It is meant for `flax.linen.Conv`.
+
+    Args:
+      x: Activations `b h w c`.
+      kernel: Weights `3 3 c o`.
+      strides: Along rows and columns.
+      padding: Pixels before and after, along rows and columns.
+      kernels: What the algorithm is chosen for.
+      options: Further arguments of `jax.lax.conv_general_dilated`.
+    """
+    tile = 0
+    if tuple(strides) == (1, 1) and tuple(padding) == ((1, 1), (1, 1)):
+        tile = winograd_tile(x, kernel, kernels.traced_platform)
+    if tile:
+        return winograd(x, kernel, tile)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
 
-def choose(platform: str, x: jax.Array, kernel: jax.Array) -> str:
-    """One of ALGORITHMS. Larger tiles save more multiplications and cost more for the kernel, whose transform does not depend on how many pixels
-    there are: measured on two Zen 4 cores."""
-    if platform != "cpu" or x.dtype != jnp.float32 or min(kernel.shape[2:]) < LEAST_CHANNELS:
-        return "direct"
+def winograd_tile(x: jax.Array, kernel: jax.Array, platform: str) -> int:
+    """The side of the Winograd tile that is fastest: 4 or 2, or 0 where XLA's own convolution is faster."""
+    if platform != "cpu" or x.dtype != jnp.float32 or min(kernel.shape[2:]) < MIN_CHANNELS:
+        return 0
     pixels = math.prod(x.shape[:-1])
-    return "direct" if pixels < 512 else "winograd2" if pixels < 2048 else "winograd4"
+    if pixels >= MIN_PIXELS_TILE_4:
+        return 4
+    return 2 if pixels >= MIN_PIXELS_TILE_2 else 0
 
 
 def winograd(x: jax.Array, kernel: jax.Array, m: int) -> jax.Array:
-    """`b h w c` with `3 3 c o`, one pixel of padding on every side -> `b h w o`. Letters: tiles `p q` of `m m` outputs, `u v` transformed places."""
+    """A 3x3 convolution with one pixel of padding on every side, by tiles of m x m outputs.
+
+    Letters: `p q` rows and columns of tiles, `u v` transformed positions in a tile.
+
+    Args:
+      x: Activations `b h w c`, float32.
+      kernel: Weights `3 3 c o`, float32.
+      m: 2 or 4.
+
+    Returns: `b h w o`.
+    """
     to_input, to_kernel, to_output = (np.array(matrix, np.float32) for matrix in MATRICES[m])
     _, h, w, c = x.shape
-    p, q, n = -(-h // m), -(-w // m), m + 2
+    p, q, n = math.ceil(h / m), math.ceil(w / m), m + 2
     x = jnp.pad(x, ((0, 0), (1, m * p - h + 1), (1, m * q - w + 1), (0, 0)))
-    rows = [x[:, i : i + m * (p - 1) + 1 : m] for i in range(n)]  # every tile's i-th row
-    x = _stage(to_input, rows)
+    rows = [x[:, i : i + m * (p - 1) + 1 : m] for i in range(n)]  # row i of every tile
+    x = _weighted_sums(to_input, rows)
     columns = [x[:, :, :, i : i + m * (q - 1) + 1 : m] for i in range(n)]
-    x = rearrange(_stage(to_input, columns), "v u b p q c -> (v u) (b p q) c")
+    x = rearrange(_weighted_sums(to_input, columns), "v u b p q c -> (v u) (b p q) c")
     both = np.einsum("ui,vj->vuij", to_kernel, to_kernel)
     kernel = rearrange(jnp.asarray(both.reshape(n * n, 9)) @ kernel.reshape(9, -1), "k (c o) -> k c o", c=c)
     y = jax.lax.optimization_barrier(jnp.einsum("kpc,kco->kpo", x, kernel))
     y = rearrange(y, "(v u) (b p q) o -> v u b p q o", v=n, p=p, q=q)
-    y = _stage(to_output, list(y))
-    y = _stage(to_output, [y[:, u] for u in range(n)])
+    y = _weighted_sums(to_output, list(y))
+    y = _weighted_sums(to_output, [y[:, u] for u in range(n)])
     return rearrange(y, "i j b p q o -> b (p i) (q j) o")[:, :h, :w]
 
 
-def _stage(matrix: np.ndarray, parts: list[jax.Array]) -> jax.Array:
-    """Sums of equal arrays, weighted by the rows of a small matrix, stacked.
+def _weighted_sums(matrix: np.ndarray, parts: list[jax.Array]) -> jax.Array:
+    """One sum of the parts per row of the matrix, weighted by that row; the sums are stacked.
 
-    The barrier keeps the compiler from computing them anew wherever they are used, which takes longer than all else.
+    The barrier keeps XLA from computing the sums again at each use, which would take longer than everything else.
     """
 
-    def combine(row: np.ndarray) -> jax.Array:
-        return functools.reduce(
-            jnp.add, [part if weight == 1 else part * weight for weight, part in zip(row, parts, strict=True) if weight]
-        )
+    def weighted_sum(row: np.ndarray) -> jax.Array:
+        terms = [part if weight == 1 else part * weight for weight, part in zip(row, parts, strict=True) if weight]
+        return functools.reduce(jnp.add, terms)
 
-    return jax.lax.optimization_barrier(jnp.stack([combine(row) for row in matrix]))
+    return jax.lax.optimization_barrier(jnp.stack([weighted_sum(row) for row in matrix]))

@@ -1,8 +1,11 @@
-"""The small pieces all networks share: time embedding, norms, residual block, resampling.
+"""The small pieces that all networks share: time embedding, norms, residual block, resampling.
 
-Activations are channel-last: frames of a video are `b f h w c`, images `b h w c`. Nothing here has a compute dtype of its own: it is the dtype of
-the parameters and inputs (cast once, where a model is loaded or a training step begins); norms compute in float32 and return the dtype they got.
+Activations are channel-last: frames of a video are `b f h w c`, images `b h w c`. No layer has a compute dtype of its
+own. A layer computes in the dtype of its parameters and inputs, which are cast once, where a model is loaded or a
+training step begins. Norms compute in float32 and return the dtype of their input.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +13,19 @@ from einops import rearrange
 from flax import linen as nn
 
 from mafx.models.convolution import convolve
+from mafx.models.kernels import DEFAULT_KERNELS, Kernels
 
 
 def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
-    """Sinusoidal embedding of diffusion times, cosines first: `b` -> `b width`, float32.
+    """Sinusoidal embedding of diffusion times, cosines first.
 
-    Source: DDPM's sinusoid as configured by Stable Diffusion (`flip_sin_to_cos: true`, `freq_shift: 0`).
+    Source: DDPM's sinusoid as Stable Diffusion configures it (`flip_sin_to_cos: true`, `freq_shift: 0`).
+
+    Args:
+      t: Diffusion times `b`.
+      width: Number of channels.
+
+    Returns: float32 `b width`.
     """
     half = width // 2
     frequencies = jnp.exp(-jnp.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -24,7 +34,10 @@ def timestep_embedding(t: jax.Array, width: int) -> jax.Array:
 
 
 class TimeEmbedding(nn.Module):
-    """Diffusion times `b` -> conditioning vectors `b width` for the residual blocks of every level; float32, as it costs nothing."""
+    """Diffusion times `b` to conditioning vectors `b width` for the residual blocks of every level.
+
+    It computes in float32 always, since it is tiny.
+    """
 
     sinusoid_width: int
     width: int
@@ -44,10 +57,10 @@ def _scale_and_shift(module: nn.Module, x: jax.Array) -> jax.Array:
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation over every axis but the first `batch_axes` and, within a group, the channels.
+    """Group normalisation over the channels of a group and every axis but the first `batch_axes`.
 
-    On a video `b f h w c`, `batch_axes=1` takes statistics over (f, h, w) together, as the published denoiser's residual blocks do, and
-    `batch_axes=2` over each frame alone, as the entries of all its transformers do.
+    On a video `b f h w c`, `batch_axes=1` takes statistics over (f, h, w) together, as the residual blocks of the
+    published denoiser do. `batch_axes=2` takes them over each frame alone, as the entries of all transformers do.
     """
 
     groups: int = 32
@@ -66,7 +79,7 @@ class GroupNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over channels; eps 1e-5 as in PyTorch, not Flax's 1e-6."""
+    """Layer normalisation over channels. Its eps is 1e-5, as in PyTorch; Flax's default is 1e-6."""
 
     eps: float = 1e-5
 
@@ -78,46 +91,64 @@ class LayerNorm(nn.Module):
         return _scale_and_shift(self, y).astype(x.dtype)
 
 
-def conv3x3(channels: int, name: str, *, stride: int = 1, dtype: jnp.dtype | None = None) -> nn.Conv:
+def conv3x3(
+    channels: int,
+    name: str,
+    *,
+    stride: int = 1,
+    padding: tuple[int, int] = (1, 1),
+    dtype: jnp.dtype | None = None,
+    kernels: Kernels = DEFAULT_KERNELS,
+) -> nn.Conv:
     """A 3x3 convolution that pads one pixel on every side, also at stride 2 (JAX's SAME pads the high side only)."""
-    options = {"padding": ((1, 1), (1, 1)), "dtype": dtype, "conv_general_dilated": convolve}
-    return nn.Conv(channels, (3, 3), (stride, stride), **options, name=name)
+    return nn.Conv(
+        channels,
+        (3, 3),
+        (stride, stride),
+        padding=(padding, padding),
+        dtype=dtype,
+        conv_general_dilated=functools.partial(convolve, kernels=kernels),
+        name=name,
+    )
 
 
 class ResidualBlock(nn.Module):
-    """Two normalised 3x3 convolutions around a residual; the time embedding enters between them where one is given."""
+    """Two normalised 3x3 convolutions around a residual. The time embedding, if there is one, enters between them."""
 
     channels: int
     groups: int = 32
     eps: float = 1e-5
     batch_axes: int = 1  # of the group norms
+    kernels: Kernels = DEFAULT_KERNELS
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array | None = None) -> jax.Array:
         y = nn.silu(GroupNorm(self.groups, self.eps, self.batch_axes, name="norm1")(x))
-        y = conv3x3(self.channels, "conv1")(y)
+        y = conv3x3(self.channels, "conv1", kernels=self.kernels)(y)
         if temb is not None:
             shift = nn.Dense(self.channels, name="time_emb_proj")(nn.silu(temb).astype(x.dtype))
             y = y + jnp.expand_dims(shift, range(1, x.ndim - 1))
         y = nn.silu(GroupNorm(self.groups, self.eps, self.batch_axes, name="norm2")(y))
-        y = conv3x3(self.channels, "conv2")(y)
+        y = conv3x3(self.channels, "conv2", kernels=self.kernels)(y)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, name="conv_shortcut")(x)
         return x + y
 
 
 class Downsample(nn.Module):
-    """Halve rows and columns with a strided convolution. The autoencoder pads only the high sides, the UNets all four."""
+    """Halve rows and columns by a strided convolution. The UNets pad all four sides, the autoencoder the high two."""
 
     padding: tuple[int, int] = (1, 1)
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nn.Conv(x.shape[-1], (3, 3), (2, 2), padding=(self.padding, self.padding), name="conv")(x)
+        return conv3x3(x.shape[-1], "conv", stride=2, padding=self.padding)(x)
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour resize of `... h w c` to `size` (twice the input unless given), then a convolution."""
+    """Resize `... h w c` by the nearest neighbour to `size` (twice the input unless given), then convolve."""
+
+    kernels: Kernels = DEFAULT_KERNELS
 
     @nn.compact
     def __call__(self, x: jax.Array, size: tuple[int, int] | None = None) -> jax.Array:
@@ -125,6 +156,7 @@ class Upsample(nn.Module):
         size = size or (2 * h, 2 * w)
         if size == (2 * h, 2 * w):
             x = x.repeat(2, axis=-3).repeat(2, axis=-2)
-        else:  # a latent side that 8 does not divide: pick pixels as PyTorch's `nearest` does, floor(i * in / out)
-            x = x.take(jnp.arange(size[0]) * h // size[0], axis=-3).take(jnp.arange(size[1]) * w // size[1], axis=-2)
-        return conv3x3(x.shape[-1], "conv")(x)
+        else:  # sides that 8 does not divide: pick pixels as PyTorch's `nearest` does, floor(i * in / out)
+            rows, columns = jnp.arange(size[0]) * h // size[0], jnp.arange(size[1]) * w // size[1]
+            x = x.take(rows, axis=-3).take(columns, axis=-2)
+        return conv3x3(x.shape[-1], "conv", kernels=self.kernels)(x)

@@ -9,20 +9,29 @@ from einops import rearrange
 from flax import linen as nn
 
 from mafx.models.attention import Attention, FeedForward
+from mafx.models.kernels import Kernels
 from mafx.models.layers import GroupNorm, LayerNorm
+
+PLAIN = Kernels(attention="plain")  # a clip has few frames, so scores are small
 
 
 @dataclasses.dataclass(frozen=True)
 class TemporalConfig:
-    """Sizes of the temporal transformers (AnimateDiff's "Vanilla" motion module, as MagicAnimate sets it up)."""
+    """Sizes of the temporal transformers (AnimateDiff's "Vanilla" motion module, as MagicAnimate configures it).
+
+    Attributes:
+      heads: Number of attention heads.
+      max_frames: Number of positions, and thus of frames in a window, that the transformer knows.
+      groups: Of the norm at its entry; 32 in the published model, whatever the UNet around it has.
+    """
 
     heads: int = 8
     max_frames: int = 24
-    groups: int = 32  # always 32 in the published model, whatever the UNet around it uses
+    groups: int = 32
 
 
 def frame_sinusoid(frames: int, width: int) -> np.ndarray:
-    """Position encoding `frames width`, float32: sines in the even channels, cosines in the odd ones."""
+    """Encoding of frame numbers, float32 `frames width`: sines in the even channels, cosines in the odd ones."""
     angles = np.arange(frames)[:, None] * np.exp(np.arange(0, width, 2) * (-np.log(10000.0) / width))
     return rearrange(np.stack([np.sin(angles), np.cos(angles)]), "s f c -> f (c s)").astype(np.float32)
 
@@ -30,19 +39,17 @@ def frame_sinusoid(frames: int, width: int) -> np.ndarray:
 class FrameAttention(Attention):
     """Self-attention among frames, after their positions are added.
 
-    The sinusoid `pe` is a leaf of the parameters because the published files store it; it is a constant, and no gradient reaches it.
+    The sinusoid `pe` is a parameter because published files store it. It is constant, and no gradient reaches it.
     """
 
     max_frames: int = 24
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`b n f c` -> `b n f c`."""
+        """Attend along frames: `b n f c` -> `b n f c`. Raises ValueError for more than `max_frames` frames."""
         f, c = x.shape[-2:]
         if f > self.max_frames:
-            raise ValueError(
-                f"the temporal transformer knows {self.max_frames} positions, {f} frames were given; use a shorter window"
-            )
+            raise ValueError(f"expected at most {self.max_frames} frames in temporal layers, found {f}")
         pe = self.param("pe", lambda _, shape: jnp.asarray(frame_sinusoid(*shape)), (self.max_frames, c))
         return super().__call__(x + jax.lax.stop_gradient(pe)[None, None, :f])
 
@@ -54,14 +61,15 @@ class TemporalBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        heads, max_frames = self.config.heads, self.config.max_frames
         for i in range(2):
             y = LayerNorm(name=f"norms_{i}")(x)
-            x = x + FrameAttention(self.config.heads, "plain", self.config.max_frames, name=f"attention_blocks_{i}")(y)
+            x = x + FrameAttention(heads, PLAIN, max_frames, name=f"attention_blocks_{i}")(y)
         return x + FeedForward(name="ff")(LayerNorm(name="ff_norm")(x))
 
 
 class TemporalTransformer(nn.Module):
-    """`b f h w c` -> `b f h w c`."""
+    """Attention along frames: `b f h w c` -> `b f h w c`."""
 
     config: TemporalConfig
 

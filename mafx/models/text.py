@@ -1,9 +1,11 @@
-"""CLIP's text tower and its tokenizer: a prompt -> 77 states for cross-attention.
+"""CLIP's text tower and its tokenizer: from a prompt to 77 states for cross-attention.
 
-Source: *Learning Transferable Visual Models From Natural Language Supervision* (arXiv 2103.00020), as in Stable Diffusion 1.5's `text_encoder`.
+Source: *Learning Transferable Visual Models From Natural Language Supervision* (arXiv 2103.00020), as in Stable
+Diffusion 1.5's `text_encoder`.
 """
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -18,7 +20,13 @@ from tokenizers import Regex, models, normalizers, pre_tokenizers
 from mafx.errors import InputError
 from mafx.models.layers import LayerNorm
 
-ACTIVATIONS = {"quick_gelu": lambda x: x * nn.sigmoid(1.702 * x), "gelu": lambda x: nn.gelu(x, approximate=False)}
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """CLIP's approximation of the GELU."""
+    return x * nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": functools.partial(nn.gelu, approximate=False)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +48,14 @@ class _SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        q, k, v = (
-            rearrange(nn.Dense(x.shape[-1], name=name)(x), "b n (a d) -> b n a d", a=self.heads)
-            for name in ("q_proj", "k_proj", "v_proj")
-        )
+        c = x.shape[-1]
+        projections = (nn.Dense(c, name=name)(x) for name in ("q_proj", "k_proj", "v_proj"))
+        q, k, v = (rearrange(y, "b n (a d) -> b n a d", a=self.heads) for y in projections)
         scores = jnp.einsum("bnad,bkad->bank", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
         causal = jnp.tril(jnp.ones((1, 1, *scores.shape[2:]), bool))
         weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf), axis=-1).astype(v.dtype)
         y = jnp.einsum("bank,bkad->bnad", weights, v)
-        return nn.Dense(x.shape[-1], name="out_proj")(rearrange(y, "b n a d -> b n (a d)"))
+        return nn.Dense(c, name="out_proj")(rearrange(y, "b n a d -> b n (a d)"))
 
 
 class _Layer(nn.Module):
@@ -63,7 +70,10 @@ class _Layer(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids `b n` -> states `b n c` after the final norm. Attention is causal; padding is not masked, as published."""
+    """Token ids `b n` to states `b n c`, after the final norm.
+
+    Attention is causal. Padding is not masked, as published.
+    """
 
     config: TextConfig
 
@@ -79,38 +89,49 @@ class TextTower(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-    """Byte-pair encoding of prompts, padded and cut to 77 ids.
+    """Byte-pair encoding of prompts, padded and cut to `length` ids.
 
-    `vocabulary` and `merges` are the texts of CLIP's `vocab.json` and `merges.txt`. Without them (a model trained from nothing) only the empty
-    prompt can be encoded, which needs no vocabulary.
+    Without a vocabulary (in a model trained from nothing) only the empty prompt can be encoded, which needs none.
+
+    Attributes:
+      vocabulary: The text of CLIP's `vocab.json`.
+      merges: The text of CLIP's `merges.txt`.
+      length: Number of ids.
+      start: Id before the prompt.
+      end: Id after the prompt, and of the padding.
     """
 
     vocabulary: str | None = None
     merges: str | None = None
     length: int = 77
     start: int = 49406
-    end: int = 49407  # also the padding
+    end: int = 49407
 
     @classmethod
     def without_vocabulary(cls, size: int, length: int) -> "Tokenizer":
-        """For a text tower of `size` embeddings of which only the last two, start and end, are ever used."""
+        """A tokenizer of the empty prompt, for a text tower of `size` embeddings: only the last two are ever used."""
         return cls(length=length, start=size - 2, end=size - 1)
 
     @classmethod
     def from_directory(cls, directory: Path, length: int = 77) -> "Tokenizer":
+        """Read `vocab.json` and `merges.txt`."""
         vocabulary, merges = ((directory / name).read_text("utf-8") for name in ("vocab.json", "merges.txt"))
         ids = json.loads(vocabulary)
         return cls(vocabulary, merges, length, ids["<|startoftext|>"], ids["<|endoftext|>"])
 
     def __call__(self, prompt: str) -> np.ndarray:
-        """int32 `n`: start, the prompt's ids, end, padding."""
+        """Encode a prompt as int32 `n`: the start, the prompt's ids, the end, padding.
+
+        Raises: InputError for a prompt that is not empty, without a vocabulary.
+        """
         ids = self._encode(prompt)[: self.length - 2] if prompt else []
         return np.array([self.start, *ids, *[self.end] * (self.length - 1 - len(ids))], np.int32)
 
     def _encode(self, prompt: str) -> list[int]:
         if self.vocabulary is None or self.merges is None:
             raise InputError(
-                f"this model has no vocabulary, so the prompt must be empty, not {prompt!r}; add tokenizer/vocab.json and merges.txt"
+                f"this model has no vocabulary, so the prompt must be empty, not {prompt!r}; "
+                "add tokenizer/vocab.json and tokenizer/merges.txt to the weights"
             )
         return _byte_pair_encoder(self.vocabulary, self.merges).encode(prompt, add_special_tokens=False).ids
 

@@ -1,8 +1,11 @@
-"""The UNet of Stable Diffusion 1.5 in two halves, for images and, with temporal transformers, for videos.
+"""The UNet of Stable Diffusion 1.5 in two halves: for images and, with temporal transformers, for videos.
 
-The halves are separate because guidance shares the first: the encoder (down path) of a guided step runs once, the decoder (middle and up path) once
-with and once without the reference. Bank are values: what each spatial transformer saw before its self-attention is returned, nested by block
-and transformer, `{"up_blocks_1": {"attentions_0": b f n c}}`; a reference of the same form, but `b m c`, is what those transformers mix in.
+The halves are separate because guidance shares the first one: in a guided step the encoder (down path) runs once, the
+decoder (middle and up path) once with and once without the bank.
+
+A bank is a value: the normalised tokens that entered the self-attention of each spatial transformer, nested by block
+and transformer, `{"up_blocks_1": {"attentions_0": b m c}}`. Every UNet returns what its transformers would write into a
+bank (`b f n c`, before frames are dropped), and mixes in the bank that it is given. An empty dict is no bank.
 """
 
 import dataclasses
@@ -13,85 +16,105 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mafx.models.attention import SpatialTransformer
+from mafx.models.kernels import DEFAULT_KERNELS, Kernels
 from mafx.models.layers import Downsample, GroupNorm, ResidualBlock, TimeEmbedding, Upsample, conv3x3
 from mafx.models.temporal import TemporalConfig, TemporalTransformer
 
-Bank = dict[str, dict[str, jax.Array]]
+Bank = dict[str, dict[str, jax.Array]]  # leaves may be PartialBank in training
+BlockBank = dict[str, jax.Array]  # of one block
 
 
 def _is_product(primitive, *operands, **params) -> bool:
-    """Of a convolution or a dense layer, not of attention's scores and values, which have batch axes."""
+    """Whether an operation is a convolution or a dense layer, and not attention's products, which have batch axes."""
     dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     return primitive is jax.lax.conv_general_dilated_p or dense(primitive, *operands, **params)
 
 
-# What the backward pass still has of the inside of a block, beside the block's input; all else it computes again. The more, the faster and larger.
+# What the backward pass keeps of the inside of a block, beside the input of the block. It computes all else again.
 REMAT = {
-    "none": None,  # nothing is computed again
-    "products": _is_product,
-    "blocks": jax.checkpoint_policies.nothing_saveable,
+    "none": None,  # everything is kept
+    "products": _is_product,  # outputs of convolutions and dense layers
+    "blocks": jax.checkpoint_policies.nothing_saveable,  # nothing
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of a UNet; the defaults are Stable Diffusion 1.5's."""
+    """Sizes of a UNet; the defaults are Stable Diffusion 1.5's.
+
+    Attributes:
+      widths: Channels of each level.
+      attends: Which levels have spatial transformers.
+      layers: Residual blocks per level of the encoder; the decoder has one more.
+      heads: Number of attention heads at every width. Published configs call this number `attention_head_dim`.
+      groups: Of the group norms.
+      eps: Of the group norms.
+      channels: Of the latents.
+      text_width: Channels of the text states.
+      temporal: Sizes of the temporal transformers after every layer (none in the middle), or None for images.
+      norm_per_frame: Whether the residual blocks' norms take statistics over each frame alone, or over all frames.
+      positions: Whether self-attention begins with a bias to the same position, see `attention.grid_sinusoid`.
+        Stable Diffusion needs none: it has learnt positions.
+      bank_only: Whether the network stops after the last tokens that it writes: an appearance encoder.
+      kernels: What kernels are chosen for.
+      remat: A key of REMAT, for training.
+    """
 
     widths: tuple[int, ...] = (320, 640, 1280, 1280)
-    attends: tuple[bool, ...] = (True, True, True, False)  # levels with spatial transformers
-    layers: int = 2  # residual blocks per level of the encoder; the decoder has one more
-    heads: int = 8  # at every width; published configs call this number `attention_head_dim`
+    attends: tuple[bool, ...] = (True, True, True, False)
+    layers: int = 2
+    heads: int = 8
     groups: int = 32
     eps: float = 1e-5
-    channels: int = 4  # of the latents
+    channels: int = 4
     text_width: int = 768
-    temporal: TemporalConfig | None = None  # temporal transformers after every layer, none in the middle
-    norm_per_frame: bool = False  # statistics of the residual blocks' norms: each frame alone, or all frames together
-    positions: bool = False  # self-attention begins with a bias to the same place, see attention.grid_sinusoid; Stable Diffusion learnt places
-    bank_only: bool = False  # stop at the last feature: an appearance encoder
-    attention_kernel: str = "auto"  # see attention.attention
-    remat: str = "none"  # a key of REMAT
+    temporal: TemporalConfig | None = None
+    norm_per_frame: bool = False
+    positions: bool = False
+    bank_only: bool = False
+    kernels: Kernels = DEFAULT_KERNELS
+    remat: str = "none"
 
     @property
     def batch_axes(self) -> int:
+        """Leading axes that the residual blocks' norms keep apart."""
         return 2 if self.norm_per_frame else 1
 
     @property
     def skip_widths(self) -> tuple[int, ...]:
-        """Of the first convolution, then of every layer and downsampling of the encoder."""
+        """Channels of the skip connections: of the first convolution, then of every layer and downsampling."""
         last = len(self.widths) - 1
-        return (
-            self.widths[0],
-            *(width for i, width in enumerate(self.widths) for _ in range(self.layers + (i < last))),
-        )
+        of_levels = (width for level, width in enumerate(self.widths) for _ in range(self.layers + (level < last)))
+        return (self.widths[0], *of_levels)
 
 
 class Encoded(NamedTuple):
-    """What the encoder hands on: its output, one skip per layer and resampling, the time embedding, its features."""
+    """What the encoder hands on: its output, a skip per layer and resampling, the time embedding, what it wrote."""
 
     x: jax.Array
     skips: tuple[jax.Array, ...]
     temb: jax.Array
-    features: Bank
+    written: Bank
 
 
 class Residuals(NamedTuple):
-    """What a ControlNet adds: one array per skip and one for the output of the middle block, None where that is not computed."""
+    """y_p, what a ControlNet adds: an array per skip, and one for the middle block (None if that is not computed)."""
 
     skips: tuple[jax.Array, ...]
     middle: jax.Array | None
 
 
 class Decoded(NamedTuple):
-    """What the decoder gives: its answer (None from an appearance encoder), its features, and what entered its last level."""
+    """What the decoder gives: the network's answer (None from an appearance encoder), what it wrote, and the input of
+    its last level."""
 
     output: jax.Array | None
-    features: Bank
+    written: Bank
     deep: jax.Array
 
 
 class _Level(nn.Module):
-    """What the levels of the UNet have in common: residual blocks, each followed by its transformers."""
+    """What all levels share: residual blocks, each followed by its transformers. `written` collects bank tokens."""
 
     config: UNetConfig
     width: int
@@ -101,76 +124,85 @@ class _Level(nn.Module):
     @nn.nowrap
     def _block(self, kind: type[nn.Module], *args, name: str) -> nn.Module:
         policy = REMAT[self.config.remat]
-        return (kind if policy is None else nn.remat(kind, policy=policy))(*args, name=name)
+        if policy is not None:
+            kind = nn.remat(kind, policy=policy)
+        return kind(*args, name=name)
 
     @nn.nowrap
-    def residual(self, i: int, x, temb):
-        c = self.config
-        return self._block(ResidualBlock, self.width, c.groups, c.eps, c.batch_axes, name=f"resnets_{i}")(x, temb)
+    def residual(self, i: int, x: jax.Array, temb: jax.Array) -> jax.Array:
+        c, name = self.config, f"resnets_{i}"
+        block = self._block(ResidualBlock, self.width, c.groups, c.eps, c.batch_axes, c.kernels, name=name)
+        return block(x, temb)
 
     @nn.nowrap
-    def transform(self, i: int, x, text, reference, features, bank_only: bool = False):
+    def spatial(
+        self, i: int, x: jax.Array, text: jax.Array, bank: BlockBank, written: BlockBank, bank_only: bool = False
+    ) -> jax.Array:
         c, name = self.config, f"attentions_{i}"
-        transformer = self._block(
-            SpatialTransformer, c.heads, c.groups, c.attention_kernel, bank_only, c.positions, name=name
-        )
-        x, features[name] = transformer(x, text, reference.get(name))
+        block = self._block(SpatialTransformer, c.heads, c.groups, c.kernels, bank_only, c.positions, name=name)
+        x, written[name] = block(x, text, bank.get(name))
         return x
 
     @nn.nowrap
-    def move(self, i: int, x):
-        temporal = self.config.temporal
-        return x if temporal is None else self._block(TemporalTransformer, temporal, name=f"motion_modules_{i}")(x)
+    def temporal(self, i: int, x: jax.Array) -> jax.Array:
+        if self.config.temporal is None:
+            return x
+        return self._block(TemporalTransformer, self.config.temporal, name=f"motion_modules_{i}")(x)
 
 
 class DownBlock(_Level):
-    """One level of the encoder: returns its output, the skips it leaves, its features."""
+    """One level of the encoder. It returns its output, the skips it leaves, and what it wrote."""
 
     @nn.compact
-    def __call__(self, x, temb, text, reference):
-        skips, features = [], {}
+    def __call__(
+        self, x: jax.Array, temb: jax.Array, text: jax.Array, bank: BlockBank
+    ) -> tuple[jax.Array, list[jax.Array], BlockBank]:
+        skips, written = [], {}
         for i in range(self.config.layers):
             x = self.residual(i, x, temb)
             if self.attends:
-                x = self.transform(i, x, text, reference, features)
-            x = self.move(i, x)
+                x = self.spatial(i, x, text, bank, written)
+            x = self.temporal(i, x)
             skips.append(x)
         if not self.last:
             x = Downsample(name="downsamplers_0")(x)
             skips.append(x)
-        return x, skips, features
+        return x, skips, written
 
 
 class MiddleBlock(_Level):
-    """Residual block, spatial transformer, residual block at the lowest resolution."""
+    """A residual block, a spatial transformer and a residual block at the lowest resolution."""
 
     @nn.compact
-    def __call__(self, x, temb, text, reference):
-        features = {}
+    def __call__(self, x: jax.Array, temb: jax.Array, text: jax.Array, bank: BlockBank) -> tuple[jax.Array, BlockBank]:
+        written = {}
         x = self.residual(0, x, temb)
-        x = self.transform(0, x, text, reference, features)
-        return self.residual(1, x, temb), features
+        x = self.spatial(0, x, text, bank, written)
+        return self.residual(1, x, temb), written
 
 
 class UpBlock(_Level):
-    """One level of the decoder: takes its skips off the end of the list and resizes to the next one's rows and columns."""
+    """One level of the decoder. It takes its skips off the end of the list, and resizes to the size of the next one."""
 
     @nn.compact
-    def __call__(self, x, skips: list[jax.Array], temb, text, reference):
-        features = {}
+    def __call__(
+        self, x: jax.Array, skips: list[jax.Array], temb: jax.Array, text: jax.Array, bank: BlockBank
+    ) -> tuple[jax.Array, BlockBank]:
+        written = {}
         for i in range(self.config.layers + 1):
             x = self.residual(i, jnp.concatenate([x, skips.pop()], axis=-1), temb)
-            bank_only = self.config.bank_only and self.last and i == self.config.layers
+            ends_here = self.config.bank_only and self.last and i == self.config.layers
             if self.attends:
-                x = self.transform(i, x, text, reference, features, bank_only)
-            x = x if bank_only else self.move(i, x)
+                x = self.spatial(i, x, text, bank, written, bank_only=ends_here)
+            if not ends_here:
+                x = self.temporal(i, x)
         if not self.last:
-            x = Upsample(name="upsamplers_0")(x, skips[-1].shape[-3:-1])
-        return x, features
+            x = Upsample(self.config.kernels, name="upsamplers_0")(x, skips[-1].shape[-3:-1])
+        return x, written
 
 
 class Encoder(nn.Module):
-    """The down path. `pose` is what a ControlNet adds after the first convolution."""
+    """The down path of a UNet, and of a ControlNet."""
 
     config: UNetConfig
 
@@ -180,26 +212,37 @@ class Encoder(nn.Module):
         x: jax.Array,
         t: jax.Array,
         text: jax.Array,
-        reference: Bank,
-        pose: jax.Array | None = None,
+        bank: Bank,
+        motion: jax.Array | None = None,
         shallow: bool = False,
     ) -> Encoded:
+        """Encode latents `b f h w c`.
+
+        Args:
+          x: Latents.
+          t: Diffusion times `b`.
+          text: Text states `b n c`.
+          bank: The bank to mix in.
+          motion: The embedded motion that a ControlNet adds after the first convolution, `b f h w c`.
+          shallow: Compute the first level only.
+        """
         c = self.config
         temb = TimeEmbedding(c.widths[0], 4 * c.widths[0], name="time_embedding")(t)
-        x = conv3x3(c.widths[0], "conv_in")(x)
-        x = x if pose is None else x + pose
-        skips, features = [x], {}
+        x = conv3x3(c.widths[0], "conv_in", kernels=c.kernels)(x)
+        if motion is not None:
+            x = x + motion
+        skips, written = [x], {}
         levels = 1 if shallow else len(c.widths)
-        for i, (width, attends) in enumerate(zip(c.widths[:levels], c.attends[:levels], strict=True)):
-            name = f"down_blocks_{i}"
-            block = DownBlock(c, width, attends, last=i == levels - 1, name=name)
-            x, more, features[name] = block(x, temb, text, reference.get(name, {}))
-            skips += more
-        return Encoded(x, tuple(skips), temb, features)
+        for level, (width, attends) in enumerate(zip(c.widths[:levels], c.attends[:levels], strict=True)):
+            name = f"down_blocks_{level}"
+            block = DownBlock(c, width, attends, last=level == levels - 1, name=name)
+            x, block_skips, written[name] = block(x, temb, text, bank.get(name, {}))
+            skips += block_skips
+        return Encoded(x, tuple(skips), temb, written)
 
 
 class Decoder(nn.Module):
-    """The middle and up path. Residuals of a ControlNet enter at the skips and behind the middle block."""
+    """The middle and up path. A ControlNet's residuals enter at the skips and behind the middle block."""
 
     config: UNetConfig
 
@@ -208,38 +251,41 @@ class Decoder(nn.Module):
         self,
         encoded: Encoded,
         text: jax.Array,
-        reference: Bank,
+        bank: Bank,
         residuals: Residuals | None = None,
         deep: jax.Array | None = None,
     ) -> Decoded:
-        c, features = self.config, {}
+        """Decode. With `deep`, the input of the last level at another time, only that level is computed."""
+        c, written = self.config, {}
         x, skips, temb, _ = encoded
         if deep is None:
-            x, features["mid_block"] = MiddleBlock(c, c.widths[-1], name="mid_block")(
-                x, temb, text, reference.get("mid_block", {})
-            )
+            middle = MiddleBlock(c, c.widths[-1], name="mid_block")
+            x, written["mid_block"] = middle(x, temb, text, bank.get("mid_block", {}))
         if residuals is not None:
-            x = x if residuals.middle is None else x + residuals.middle
+            if residuals.middle is not None:
+                x = x + residuals.middle
             skips = jax.tree.map(jnp.add, skips, residuals.skips)
         skips = list(skips)
-        for i, (width, attends) in enumerate(zip(c.widths[::-1], c.attends[::-1], strict=True)):
-            name, last = f"up_blocks_{i}", i == len(c.widths) - 1
-            if last:
-                deep = x = x if deep is None else deep
-            elif deep is not None:
+        last = len(c.widths) - 1
+        for level, (width, attends) in enumerate(zip(c.widths[::-1], c.attends[::-1], strict=True)):
+            if deep is not None and level < last:
                 continue
-            x, features[name] = UpBlock(c, width, attends, last, name=name)(
-                x, skips, temb, text, reference.get(name, {})
-            )
+            if level == last:
+                x = x if deep is None else deep
+                last_input = x
+            name = f"up_blocks_{level}"
+            block = UpBlock(c, width, attends, last=level == last, name=name)
+            x, written[name] = block(x, skips, temb, text, bank.get(name, {}))
         if c.bank_only:
-            return Decoded(None, features, deep)
-        # always float32: guidance multiplies what is rounded here
+            return Decoded(None, written, last_input)
+        # float32 always: guidance multiplies what is rounded here
         x = nn.silu(GroupNorm(c.groups, c.eps, c.batch_axes, name="conv_norm_out")(x.astype(jnp.float32)))
-        return Decoded(conv3x3(c.channels, "conv_out", dtype=jnp.float32)(x), features, deep)
+        output = conv3x3(c.channels, "conv_out", dtype=jnp.float32, kernels=c.kernels)(x)
+        return Decoded(output, written, last_input)
 
 
 class UNet(nn.Module):
-    """Both halves. Everywhere: latents `b f h w c`, times `b`, text states `b m c`, reference as the module's docstring says."""
+    """Both halves. Latents are `b f h w c`, times `b`, text states `b n c`; banks as the module's docstring says."""
 
     config: UNetConfig
 
@@ -247,22 +293,29 @@ class UNet(nn.Module):
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
-    def encode(self, x: jax.Array, t: jax.Array, text: jax.Array, reference: Bank, shallow: bool = False) -> Encoded:
-        """`shallow`: the first level only, for a decoder that is told what entered its last level at another time (*DeepCache*, arXiv 2312.00858)."""
-        return self.encoder(x, t, text, reference, None, shallow)
+    def encode(self, x: jax.Array, t: jax.Array, text: jax.Array, bank: Bank, shallow: bool = False) -> Encoded:
+        """Run the down path.
+
+        `shallow` computes its first level only, for a decoder that is given `deep` (*DeepCache*, arXiv 2312.00858).
+        """
+        return self.encoder(x, t, text, bank, None, shallow)
 
     def decode(
         self,
         encoded: Encoded,
         text: jax.Array,
-        reference: Bank,
+        bank: Bank,
         residuals: Residuals | None = None,
         deep: jax.Array | None = None,
     ) -> Decoded:
-        """The output is the noise prediction `b f h w c`, float32. `deep`: what entered the last level; with it only that level is computed."""
-        return self.decoder(encoded, text, reference, residuals, deep)
+        """Run the middle and up path. The output is the prediction `b f h w c`, float32.
 
-    def features(self, x: jax.Array, t: jax.Array, text: jax.Array) -> Bank:
-        """The features of every spatial transformer, `b f n c`."""
+        With `deep`, the input of the last level at another time, only the last level is computed.
+        """
+        return self.decoder(encoded, text, bank, residuals, deep)
+
+    def write_bank(self, x: jax.Array, t: jax.Array, text: jax.Array) -> Bank:
+        """The tokens of every spatial transformer, `b f n c`, without any bank to mix in."""
         encoded = self.encoder(x, t, text, {})
-        return {k: v for k, v in (encoded.features | self.decoder(encoded, text, {}).features).items() if v}
+        written = encoded.written | self.decoder(encoded, text, {}).written
+        return {block: tokens for block, tokens in written.items() if tokens}

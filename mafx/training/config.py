@@ -1,9 +1,14 @@
-"""The settings of a training run: every field with its default, and what values are sensible. Files in configs/ start from here."""
+"""The settings of a training run: every field with its default and its unit. Files in configs/ start from here."""
 
+import sys
 from collections.abc import Callable
 from numbers import Real
+from pathlib import Path
+from typing import NamedTuple
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 from ml_collections.config_dict import placeholder
 
 from mafx.data.datasets import DATASETS, PREPARED
@@ -16,135 +21,219 @@ from mafx.models.unet import REMAT
 STAGES = ("appearance", "temporal")
 DECAYS = ("constant", "cosine")
 
-TRAINS = {  # pattern and whether it is trained, the first that is found in a parameter's name decides
+# What each stage trains, see `mafx.training.step.split`.
+TRAINS = {
     "appearance": (("^(appearance|control)/", True), (".*", False)),
     "temporal": (("/pe$", False), ("motion_modules", True), (".*", False)),
 }
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def find_config(text: str) -> str:
+    """The path of a config file, with its argument, for a path or a name: "tiktok:temporal".
+
+    Raises: InputError where there is no such config.
+    """
+    name, separator, argument = text.partition(":")
+    path = Path(name).expanduser()
+    if not path.is_file():
+        path = CONFIGS / f"{path.stem}.py"
+        sys.path.append(str(CONFIGS.parent))  # configs import one another
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in CONFIGS.glob("[!_]*.py")))
+        raise InputError(f"expected a config file or one of the names {names}, found {name!r}")
+    return f"{path}{separator}{argument}"
+
+
+def parse_config(text: str, arguments: list[str]) -> ml_collections.ConfigDict:
+    """The config of a command that has `mafx.commands.add_config_flag`.
+
+    Args:
+      text: A config's name or file, with its argument behind a colon.
+      arguments: Flags that change its fields: `["--config.lr", "3e-4"]`.
+
+    Raises: InputError where there is no such config, or a flag that belongs to nothing.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
+    try:
+        stray = values(["", f"--config={find_config(text)}", *arguments])[1:]
+    except (flags.Error, AttributeError, TypeError) as error:
+        raise InputError(f"{str(error).splitlines()[0]}; mafx/training/config.py lists every field") from error
+    if stray:
+        raise InputError(f"{stray[0]!r} belongs to no flag; --help lists them")
+    return values.config
+
 
 def default_config(stage: str) -> ml_collections.ConfigDict:
-    """Our recipe for Stable Diffusion 1.5's size. The paper publishes its objective and stages, but none of the numbers below."""
+    """Our recipe for Stable Diffusion 1.5's size.
+
+    The paper publishes its objective and its stages, but none of the numbers below. Raises InputError for an unknown
+    stage.
+    """
     if stage not in STAGES:
-        raise InputError(
-            f"stage {stage!r} is unknown, expected one of {', '.join(STAGES)}; give it behind the config file, as in FILE:appearance"
-        )
+        expected = f"one of {', '.join(STAGES)}"
+        raise InputError(f"expected the stage behind the config, as in tiktok:appearance, {expected}; found {stage!r}")
     c = ml_collections.ConfigDict()
-
-    # What
-    c.stage = stage
-    c.model = "sd15"  # a key of mafx.models.animator.SIZES
-    c.networks = {
-        "fusion": FUSIONS[0],
-        "appearance": APPEARANCES[0],
-        "renders": RENDERS[0],
-    }  # what ablations change, see AnimatorConfig
-    c.init_from = ""  # the work folder of the stage before, or a folder with Stable Diffusion 1.5
-    c.train_only = TRAINS[stage]
-    c.dtype = (
-        "bfloat16"  # of computation and of frozen parameters; trained ones, their averages and moments are float32
-    )
-    c.remat = (
-        "products" if stage == "temporal" else "none"
-    )  # what the backward pass keeps, a key of mafx.models.unet.REMAT
-    c.mesh = {"data": -1, "fsdp": 1}  # devices; -1: all that are left
-    c.cpu_devices = 1  # where there are only CPU cores, so many devices are made of them
-    c.seed = 0
-
-    # Data
-    c.data = {"name": "", "path": "", "test_clips": 16}
-    c.data.update(
-        {"train_clips": placeholder(int), "train_frames": placeholder(int)}
-    )  # of drawn puppets; of a single clip
-    c.data.update({"size": (512, 512), "crop": "centre", "flip": False})
-    c.data.update(
-        {"frames": 16 if stage == "temporal" else 1, "stride": 4, "reference": "random", "distance": 0, "workers": 0}
-    )
-    c.data.latent_cache = ""  # folder; encode every frame once, not whenever it is seen
-    c.images = {"name": "", "path": ""}  # an image set for joint training, each image its own reference
-    # Shares of the steps that see the image set, and single frames of clips. In the paper's terms tau_0 or tau_1, and tau_2 - tau_1.
-    c.joint = {"images": 0.0, "frames": 0.4 if stage == "temporal" else 0.0}
-
-    # Objective
-    c.schedule = {"kind": "linear", "prediction": "epsilon", "zero_terminal_snr": False}
-    c.loss = {"reference_dropout": 0.1, "motion_dropout": 0.0, "noise_offset": 0.0, "time_shift": 1.0}
-    c.loss.update(
-        {"min_snr_gamma": placeholder(float), "person": 1.0}
-    )  # what weighs more: times with signal; the person
-
-    # Optimisation: AdamW
-    c.batch = 8  # examples of a step, over all devices
-    c.accumulate = 1  # steps for one update
-    c.steps = 30_000 if stage == "appearance" else 10_000
-    c.lr, c.warmup, c.decay = 1e-5, 500, "constant"
-    c.betas, c.weight_decay, c.clip = (0.9, 0.999), 1e-2, 1.0
-    c.ema = 0.9999
-
-    # Watching
-    c.log_every, c.save_every, c.keep, c.keep_best = 50, 1000, 2, 1
-    c.show_every, c.show_clips, c.show_frames, c.show_guidance = 2000, 4, 16, 2.0
+    _set_model(c, stage)
+    _set_data(c, stage)
+    _set_objective(c)
+    _set_optimisation(c, stage)
+    _set_reports(c)
     return c
 
 
+def _set_model(c: ml_collections.ConfigDict, stage: str) -> None:
+    c.stage = stage
+    c.model = "sd15"  # a key of mafx.models.animator.SIZES
+    c.networks = ml_collections.ConfigDict()  # what ablations change, see mafx.models.animator.AnimatorConfig
+    c.networks.fusion = FUSIONS[0]
+    c.networks.appearance = APPEARANCES[0]
+    c.networks.renders = RENDERS[0]
+    c.init_from = ""  # work folder of the stage before, or folder of published weights
+    c.train_only = TRAINS[stage]
+    c.dtype = "bfloat16"  # of computation and of frozen parameters; trained ones, averages and moments are float32
+    c.remat = "products" if stage == "temporal" else "none"  # a key of mafx.models.unet.REMAT
+    c.mesh = ml_collections.ConfigDict()
+    c.mesh.data = -1  # devices along which examples are spread; -1 means all that are left
+    c.mesh.fsdp = 1  # devices along which parameters are spread as well
+    c.cpu_devices = 1  # devices that CPU cores are divided into, where there is nothing else
+    c.seed = 0
+
+
+def _set_data(c: ml_collections.ConfigDict, stage: str) -> None:
+    c.data = ml_collections.ConfigDict()
+    c.data.name = ""  # one of mafx.data.datasets.DATASETS
+    c.data.path = ""  # folder of prepared data
+    c.data.train_clips = placeholder(int)  # number of puppets to train on
+    c.data.test_clips = 16  # number of held-out puppets
+    c.data.train_frames = placeholder(int)  # frames of a single clip to train on; the rest is held out
+    c.data.size = (512, 512)  # rows and columns, pixels
+    c.data.crop = "centre"  # what is kept of frames of other proportions: centre or random
+    c.data.flip = False  # mirror half of the examples
+    c.data.frames = 16 if stage == "temporal" else 1  # of an example
+    c.data.stride = 4  # frames from one to the next
+    c.data.reference = "random"  # the reference is a random frame of the clip, or its first
+    c.data.distance = 0  # smallest distance of a random reference from the example's first frame, frames
+    c.data.workers = 0  # processes that read ahead; 0 means threads
+    c.data.latent_cache = ""  # folder in which every frame is encoded once
+
+    c.images = ml_collections.ConfigDict()  # an image set for joint training; each image is its own reference
+    c.images.name = ""
+    c.images.path = ""
+    c.joint = ml_collections.ConfigDict()  # shares of the steps
+    c.joint.images = 0.0  # that see the image set; the paper's tau_0 (appearance) or tau_1 (temporal)
+    c.joint.frames = 0.4 if stage == "temporal" else 0.0  # that see single frames; the paper's tau_2 - tau_1
+
+
+def _set_objective(c: ml_collections.ConfigDict) -> None:
+    c.schedule = ml_collections.ConfigDict()  # see mafx.diffusion.schedule.Schedule
+    c.schedule.kind = "linear"
+    c.schedule.prediction = "epsilon"
+    c.schedule.zero_terminal_snr = False
+    c.loss = ml_collections.ConfigDict()
+    c.loss.reference_dropout = 0.1  # share of the examples without reference, which guidance needs
+    c.loss.motion_dropout = 0.0  # share of the examples without motion
+    c.loss.noise_offset = 0.0  # see mafx.diffusion.losses.corrupt
+    c.loss.time_shift = 1.0  # see mafx.diffusion.losses.corrupt
+    c.loss.min_snr_gamma = placeholder(float)  # see mafx.diffusion.losses.loss_weights
+    c.loss.person = 1.0  # weight of the person's latents; the background's is 1
+
+
+def _set_optimisation(c: ml_collections.ConfigDict, stage: str) -> None:
+    c.batch = 8  # examples of a step, over all devices
+    c.accumulate = 1  # steps of one update
+    c.steps = 30_000 if stage == "appearance" else 10_000
+    c.lr = 1e-5  # of AdamW
+    c.warmup = 500  # updates until the learning rate is reached
+    c.decay = "constant"  # of the learning rate afterwards: constant or cosine
+    c.betas = (0.9, 0.999)  # of AdamW
+    c.weight_decay = 1e-2  # of AdamW
+    c.clip = 1.0  # largest norm of the gradient
+    c.ema = 0.9999  # decay of the averaged parameters, per step
+
+
+def _set_reports(c: ml_collections.ConfigDict) -> None:
+    c.log_every = 50  # steps
+    c.save_every = 1000  # steps
+    c.keep = 2  # newest checkpoints that are kept
+    c.keep_best = 1  # checkpoints that are kept for their held-out score
+    c.show_every = 2000  # steps
+    c.show_clips = 4  # held-out clips that are animated
+    c.show_frames = 16  # frames of them
+    c.show_guidance = 2.0  # guidance scale of them
+
+
+class Rule(NamedTuple):
+    """What a field must be: a test, and its words."""
+
+    fits: Callable[[object], bool]
+    expected: str
+
+
 def check_config(c: ml_collections.ConfigDict) -> None:
-    """Raises InputError that names the first field that is not known, or has a value that cannot be meant."""
-    found, known = _fields(c), _fields(default_config(c.get("stage", "")))
-    for name in sorted(found.keys() ^ known.keys()):
-        raise InputError(
-            f"config.{name} is {'unknown' if name in found else 'missing'}; mafx/training/config.py lists every field"
-        )
-    reduction = SIZES[c.model].autoencoder.factor if c.model in SIZES else 1
-    one_of = lambda *values: (lambda x: x in values, f"one of {', '.join(map(repr, values))}")  # noqa: E731
-    at_least = lambda low: (lambda x: isinstance(x, Real) and x >= low, f"a number of at least {low}")  # noqa: E731
-    share = lambda x: isinstance(x, Real) and 0 <= x <= 1, "a number from 0 to 1"
-    rules: dict[str, tuple[Callable, str]] = {
-        "model": one_of(*SIZES),
-        "dtype": one_of("float32", "bfloat16"),
-        "remat": one_of(*REMAT),
-        "networks.fusion": one_of(*FUSIONS),
-        "networks.appearance": one_of(*APPEARANCES),
-        "networks.renders": one_of(*RENDERS),
-        "decay": one_of(*DECAYS),
-        "schedule.kind": one_of(*KINDS),
-        "schedule.prediction": one_of(*PREDICTIONS),
-        "data.name": one_of(*DATASETS),
-        "data.crop": one_of(*CROPS),
-        "data.reference": one_of(*REFERENCES),
-        "images.name": one_of(*PREPARED) if c.joint.images else one_of("", *PREPARED),
-        "data.size": (
-            lambda x: len(x) == 2 and all(n > 0 and n % reduction == 0 for n in x),
-            f"rows and columns, multiples of {reduction}",
+    """Raise an InputError that names the first field that is unknown, or that has a value that cannot be meant."""
+    values, known = _flat(c), _flat(default_config(c.get("stage", "")))
+    for name in sorted(values.keys() ^ known.keys()):
+        problem = "unknown" if name in values else "missing"
+        raise InputError(f"config.{name} is {problem}; mafx/training/config.py lists every field")
+    for name, rule in _rules(c).items():
+        if not rule.fits(values[name]):
+            raise InputError(f"config.{name}: expected {rule.expected}, found {values[name]!r}")
+
+
+def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
+    factor = SIZES[c.model].autoencoder.factor if c.model in SIZES else 1
+    rules = {
+        "model": _one_of(*SIZES),
+        "dtype": _one_of("float32", "bfloat16"),
+        "remat": _one_of(*REMAT),
+        "networks.fusion": _one_of(*FUSIONS),
+        "networks.appearance": _one_of(*APPEARANCES),
+        "networks.renders": _one_of(*RENDERS),
+        "decay": _one_of(*DECAYS),
+        "schedule.kind": _one_of(*KINDS),
+        "schedule.prediction": _one_of(*PREDICTIONS),
+        "data.name": _one_of(*DATASETS),
+        "data.crop": _one_of(*CROPS),
+        "data.reference": _one_of(*REFERENCES),
+        "images.name": _one_of(*PREPARED) if c.joint.images else _one_of("", *PREPARED),
+        "data.size": Rule(
+            lambda x: len(x) == 2 and all(n > 0 and n % factor == 0 for n in x),
+            f"rows and columns, multiples of {factor}",
         ),
-        "joint.frames": (lambda x: 0 <= x <= 1 - c.joint.images, "at most what config.joint.images leaves of 1"),
-        "data.latent_cache": (
-            lambda x: not x or not (c.data.flip or c.data.crop == "random"),
-            "none with flips or random crops",
+        "joint.frames": Rule(lambda x: 0 <= x <= 1 - c.joint.images, "at most what config.joint.images leaves of 1"),
+        "data.latent_cache": Rule(
+            lambda x: not x or not (c.data.flip or c.data.crop == "random"), "none with flips or random crops"
         ),
+        "loss.time_shift": Rule(lambda x: isinstance(x, Real) and x > 0, "a number above 0"),
     }
-    rules |= dict.fromkeys(("joint.images", "loss.reference_dropout", "loss.motion_dropout", "ema"), share)
-    counts = (
-        "batch",
-        "accumulate",
-        "steps",
-        "cpu_devices",
-        "log_every",
-        "save_every",
-        "show_every",
-        "show_frames",
-        "keep",
-    )
-    rules |= dict.fromkeys((*counts, "data.frames", "data.stride"), at_least(1))
+    shares = ("joint.images", "loss.reference_dropout", "loss.motion_dropout", "ema")
+    share = Rule(lambda x: isinstance(x, Real) and 0 <= x <= 1, "a number from 0 to 1")
+    counts = ("batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames")
+    counts = (*counts, "keep", "data.frames", "data.stride")
     amounts = ("warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers")
-    rules |= dict.fromkeys((*amounts, "loss.person"), at_least(0))
-    rules["loss.time_shift"] = (lambda x: isinstance(x, Real) and x > 0, "a number above 0")
-    for name, (fits, wanted) in rules.items():
-        if not fits(found[name]):
-            raise InputError(f"config.{name}: expected {wanted}, found {found[name]!r}")
+    amounts = (*amounts, "loss.person")
+    for names, rule in ((shares, share), (counts, _at_least(1)), (amounts, _at_least(0))):
+        rules |= dict.fromkeys(names, rule)
+    return rules
 
 
-def _fields(c: ml_collections.ConfigDict) -> dict[str, object]:
-    """Names with dots -> values. The mesh is one field: its axes are free."""
+def _one_of(*values: object) -> Rule:
+    return Rule(lambda x: x in values, f"one of {', '.join(map(repr, values))}")
+
+
+def _at_least(low: float) -> Rule:
+    return Rule(lambda x: isinstance(x, Real) and x >= low, f"a number of at least {low}")
+
+
+def _flat(c: ml_collections.ConfigDict) -> dict[str, object]:
+    """Values by names with dots. The mesh is one field, since its axes are free."""
     flat = {}
     for name, value in c.items():
-        inner = _fields(value) if isinstance(value, ml_collections.ConfigDict) and name != "mesh" else None
-        flat |= {name: value} if inner is None else {f"{name}.{key}": x for key, x in inner.items()}
+        if isinstance(value, ml_collections.ConfigDict) and name != "mesh":
+            flat |= {f"{name}.{key}": x for key, x in _flat(value).items()}
+        else:
+            flat[name] = value
     return flat

@@ -1,10 +1,10 @@
-"""The training loop, to be read from top to bottom: data, model, state, steps."""
+"""The training loop, to be read from top to bottom: what a run needs, its steps, what it reports and keeps."""
 
-import dataclasses
-import json
 import logging
 import signal
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,157 +12,225 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm.auto import tqdm
 
+from mafx.compiling import announce_compilation
+from mafx.data.clips import Clip
 from mafx.data.datasets import find_clips
 from mafx.data.examples import ExampleOptions, Joint, batches
 from mafx.data.latents import cache_latents
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
+from mafx.flops import count_flops, matmul_rate
 from mafx.model import Model
-from mafx.models.animator import SIZES, Animator, AnimatorConfig
-from mafx.training.checkpoints import Checkpoints, read_parameters
+from mafx.models.animator import Animator
+from mafx.progress import StepBar
+from mafx.training.checkpoints import SCORE, Checkpoints
 from mafx.training.config import check_config
-from mafx.training.flops import count_flops, matmul_rate
+from mafx.training.runs import make_tokenizer, model_sizes, write_config
 from mafx.training.sharding import distribute_batch, make_mesh, replicated
-from mafx.training.start import make_tokenizer, start
-from mafx.training.step import Flat, jit_step, make_optimiser, unflatten
+from mafx.training.start import start
+from mafx.training.step import Flat, jit_step, unflatten
 from mafx.training.watch import Journal, Meter, show
 
 log = logging.getLogger("mafx")
 
 
-def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Train one stage, from the newest checkpoint of `workdir` if there is one.
+def train(
+    config: ml_collections.ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None
+) -> dict[str, float]:
+    """Train one stage, from the newest checkpoint of the work folder if there is one.
 
-    Raises: InputError where the config or what it names cannot be used, before anything is compiled; FloatingPointError at a loss that is not
-    finite, after keeping the state and the batch that led to it.
+    Args:
+      config: Of the run, see `mafx.training.config`.
+      workdir: Work folder of the run.
+      devices: What to train on; all devices by default.
+
+    Returns: The last scores of held-out clips, see `watch.show`; empty where none were animated.
+
+    Raises: InputError where the config or what it names cannot be used, before anything is compiled. FloatingPointError
+      at a loss that is not finite, after keeping the state and the batch that led to it.
     """
     check_config(config)
-    sizes, first_process = model_sizes(config), jax.process_index() == 0
     clips, held_out = find_clips(config.data, "train"), find_clips(config.data, "test")
     images = find_clips(config.images, "train") if config.joint.images else []
-    workdir.mkdir(parents=True, exist_ok=True)
-    if first_process:
-        (workdir / "config.json").write_text(config.to_json_best_effort(indent=2))
+    run = Run(config, workdir, devices)
+    examples = run.open_data(clips, images)
+    trained, frozen = (sum(x.size for x in tree.values()) for tree in (run.state.trainable, run.state.frozen))
+    numbers = f"{trained:,} parameters are trained, {frozen:,} frozen"
+    log.info("%s: %s; %d clips, %d held out.", config.stage, numbers, len(clips), len(held_out))
 
-    # -- Model and state
-    mesh, networks, schedule = make_mesh(config.mesh), Animator(sizes), Schedule(**config.schedule)
-    if config.batch % mesh.size:
-        raise InputError(f"config.batch: expected a multiple of the {mesh.size} devices, found {config.batch}")
-    checkpoints, journal = Checkpoints(workdir, config.keep, config.keep_best), Journal(workdir)
-    state, examples = start(config, sizes, mesh, make_optimiser(config)[0], workdir, checkpoints)
-    tokenizer = make_tokenizer(sizes, workdir)
+    first_process, scores = jax.process_index() == 0, {}
+    stop = StopSignal()
+    bar = StepBar(config.steps, done=run.done, description=config.stage, enabled=first_process)
+    with announce_compilation(first_process):
+        for step in range(run.done + 1, config.steps + 1):
+            run.take_step(next(examples))
 
-    # -- Data, from where it was left
-    settings = {name: config.data[name] for name in ("frames", "stride", "reference", "distance", "flip", "crop")}
-    options = ExampleOptions(size=tuple(config.data.size), **settings)
-    if config.data.latent_cache:
-        encode = jax.jit(
-            lambda flat, frames: networks.apply({"params": unflatten(flat)}, frames, method="encode_image")
-        )
-        frozen = gather({name: x for name, x in state.frozen.items() if name.startswith("autoencoder/")}, mesh)
-        clips, images = (
-            cache_latents(x, lambda frames: encode(frozen, frames), options, Path(config.data.latent_cache))
-            for x in (clips, images)
-        )
-    share = {"process": jax.process_index(), "processes": jax.process_count(), "workers": config.data.workers}
-    iterator = batches(
-        clips, options, config.batch, config.seed, images=images, joint=Joint(**config.joint), start=examples, **share
-    )
-
-    # -- The step, compiled for every kind of batch that comes
-    step, compiled = jit_step(config, sizes, tokenizer(""), mesh, state), {}
-
-    count = sum(x.size for x in state.trainable.values()), sum(x.size for x in state.frozen.values())
-    log.info(
-        "%s: %s parameters are trained, %s frozen; %d clips, %d held out.",
-        config.stage,
-        *map("{:,}".format, count),
-        len(clips),
-        len(held_out),
-    )
-    done, unread = int(state.step), []
-    bar = tqdm(initial=done, total=config.steps, desc=config.stage, unit="step", disable=not first_process)
-    meter, stop = Meter(matmul_rate(jnp.dtype(config.dtype))), StopSignal()
-    while done < config.steps:
-        batch = next(iterator)
-        done, examples = done + 1, examples + config.batch
-        arguments = state, distribute_batch(mesh, batch), np.asarray(done, np.int32)
-        frames = batch["video"].shape[1]
-        if frames not in compiled:
-            traced = step.trace(*arguments)
-            compiled[frames] = traced.lower().compile(), count_flops(traced.jaxpr)
-        run, flops = compiled[frames]
-        state, metrics = run(*arguments)
-        unread.append((done, batch, flops, metrics))
-        bar.update()
-
-        stopping, last, scores = stop(done), done == config.steps, None
-        due = {what: last or done % config[f"{what}_every"] == 0 for what in ("log", "show", "save")}
-        while len(unread) > (
-            0 if stopping or any(due.values()) else 1
-        ):  # a step is looked at while the next one runs: devices do not wait
-            number, its_batch, its_flops, metrics = unread.pop(0)
-            values = {name: x.item() for name, x in jax.device_get(metrics).items()}
-            if not values.pop("finite"):
-                keep_evidence(
-                    workdir,
-                    number,
-                    its_batch,
-                    state,
-                    checkpoints,
-                    config,
-                    examples - (done - number + 1) * config.batch,
-                )
-            meter.add(config.batch, its_flops, values)
-        if due["log"]:
-            values = meter.read()
-            journal.write(done, values)
-            bar.set_postfix(loss=f"{values['loss']:.4f}")
-        if config.show_clips and due["show"]:
-            model = Model(sizes, unflatten(gather(state.frozen | state.ema, mesh)), tokenizer, schedule)
-            scores, video = show(
-                model, held_out[: config.show_clips], options, config.show_frames, config.show_guidance
-            )
-            journal.write(done, scores)
-            journal.show(done, video)
-        if stopping or due["save"]:
-            checkpoints.save(state, {"examples": examples}, config, scores)
-        if stopping:
-            log.info("Stopped by a signal at step %d; the same command goes on from there.", done)
-            break
-    checkpoints.close()
-    journal.close()
+            stopping, last = stop(step), step == config.steps
+            log_due = last or step % config.log_every == 0
+            show_due = bool(config.show_clips) and (last or step % config.show_every == 0)
+            save_due = last or stopping or step % config.save_every == 0
+            # A step is looked at while the next one runs, so that devices do not wait.
+            run.read_steps(keep=0 if log_due or show_due or save_due else 1)
+            report = {"loss": f"{run.log()['loss']:.4f}"} if log_due else {}
+            bar.update(**report)
+            step_scores = run.show(held_out) if show_due else None
+            scores = step_scores or scores
+            if save_due:
+                run.save(step_scores)
+            if stopping:
+                log.info("Stopped by a signal at step %d; the same command goes on from there.", step)
+                break
+    bar.close()
     stop.close()
+    run.close()
+    if run.done == config.steps and first_process:
+        log.info("%s", _farewell(workdir, config, scores))
+    return scores
 
 
-def keep_evidence(
-    workdir: Path,
-    step: int,
-    batch: dict,
-    state,
-    checkpoints: Checkpoints,
-    config: ml_collections.ConfigDict,
-    examples: int,
-) -> None:
-    """The state before the step, which had seen so many examples, and its batch; then FloatingPointError."""
-    path = workdir / f"non_finite_{step}_{jax.process_index()}.npz"
-    np.savez(path, **batch)
-    if checkpoints.latest != step - 1:
-        checkpoints.save(state, {"examples": examples}, config)
-    checkpoints.close()
-    seen = "\n  ".join(batch["key"])
-    raise FloatingPointError(
-        f"the loss or gradient of step {step} is not finite. The state before it is saved, its batch is in {path}:\n  {seen}"
-    )
+def _farewell(workdir: Path, config: ml_collections.ConfigDict, scores: dict[str, float]) -> str:
+    """What was reached, where it is, and what to do next."""
+    lines = [f"{workdir} has all {config.steps} steps of the {config.stage} stage."]
+    if scores:
+        ours, copying = scores[SCORE], scores["copying_psnr"]
+        video = workdir / f"held_out_{config.steps:06d}.mp4"
+        lines.append(f"Held-out clips: {ours:.2f} dB PSNR (copying the reference: {copying:.2f}); {video} shows them.")
+    lines.append(f"Next: python sample.py --workdir {workdir}")
+    return "\n".join(lines)
 
 
-def model_sizes(config: ml_collections.ConfigDict) -> AnimatorConfig:
-    """The networks' sizes, with what the config changes about them and says about how they are computed."""
-    sizes = SIZES[config.model]
-    remat = {True: "blocks", False: "none"}.get(config.remat, config.remat)  # old runs have a bool, and no networks
-    return dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, remat=remat), **config.get("networks", {}))
+class PendingStep(NamedTuple):
+    """A step that the devices have been given, and whose metrics nobody has read yet."""
+
+    number: int
+    batch: dict[str, np.ndarray]
+    flops: int
+    metrics: dict[str, jax.Array]
+
+
+class Run:
+    """A run under way.
+
+    Attributes:
+      state: Parameters and optimiser, behind step `done`.
+      done: Number of steps that the devices have been given.
+      examples: Number of examples that were drawn for them.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None):
+        self.config, self.workdir = config, workdir
+        self.sizes = model_sizes(config)
+        self.mesh = make_mesh(config.mesh, devices)
+        if config.batch % self.mesh.size:
+            raise InputError(f"config.batch: expected a multiple of the {self.mesh.size} devices, found {config.batch}")
+        workdir.mkdir(parents=True, exist_ok=True)
+        if jax.process_index() == 0:
+            write_config(workdir, config)
+        self.checkpoints = Checkpoints(workdir, config.keep, config.keep_best)
+        self.state, self.examples = start(config, self.sizes, self.mesh, workdir, self.checkpoints)
+        self.done = int(self.state.step)
+        self.tokenizer = make_tokenizer(self.sizes, workdir)
+        self.journal = Journal(workdir)
+        self.meter = Meter(matmul_rate(jnp.dtype(config.dtype)))
+        names = ("frames", "stride", "reference", "distance", "flip", "crop")
+        options = {name: config.data[name] for name in names}
+        self.options = ExampleOptions(size=tuple(config.data.size), **options)
+        self._step = jit_step(config, self.sizes, self.tokenizer(""), self.mesh, self.state)
+        self._compiled: dict[int, tuple[jax.stages.Compiled, int]] = {}  # by number of frames: the step, its FLOPs
+        self._pending: list[PendingStep] = []
+
+    def open_data(self, clips: Sequence[Clip], images: Sequence[Clip]) -> Iterator[dict[str, np.ndarray]]:
+        """This process' share of the batches, from where the run was left."""
+        config = self.config
+        if config.data.latent_cache:
+            clips, images = (self._cache_latents(x) for x in (clips, images))
+        return batches(
+            clips,
+            self.options,
+            config.batch,
+            config.seed,
+            images=images,
+            joint=Joint(**config.joint),
+            start=self.examples,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+            workers=config.data.workers,
+        )
+
+    def _cache_latents(self, clips: Sequence[Clip]) -> Sequence[Clip]:
+        networks = Animator(self.sizes)
+        autoencoder = {name: x for name, x in self.state.frozen.items() if name.startswith("autoencoder/")}
+        autoencoder = gather(autoencoder, self.mesh)
+
+        @jax.jit
+        def encode(flat: Flat, frames: jax.Array) -> jax.Array:
+            return networks.apply({"params": unflatten(flat)}, frames, method="encode_image")
+
+        folder = Path(self.config.data.latent_cache).expanduser()
+        return cache_latents(clips, lambda frames: encode(autoencoder, frames), self.options, folder)
+
+    def take_step(self, batch: dict[str, np.ndarray]) -> None:
+        """Give the devices one more step. It is compiled for every number of frames that comes."""
+        self.done += 1
+        self.examples += self.config.batch
+        arguments = self.state, distribute_batch(self.mesh, batch), np.asarray(self.done, np.int32)
+        frames = batch["video"].shape[1]
+        if frames not in self._compiled:
+            traced = self._step.trace(*arguments)
+            self._compiled[frames] = traced.lower().compile(), count_flops(traced.jaxpr)
+        compiled, flops = self._compiled[frames]
+        self.state, metrics = compiled(*arguments)
+        self._pending.append(PendingStep(self.done, batch, flops, metrics))
+
+    def read_steps(self, keep: int) -> None:
+        """Wait for all steps but the last `keep`, and check that their losses are finite."""
+        while len(self._pending) > keep:
+            step = self._pending.pop(0)
+            values = {name: x.item() for name, x in jax.device_get(step.metrics).items()}
+            if not values.pop("finite"):
+                self._keep_evidence(step)
+            self.meter.add(self.config.batch, step.flops, values)
+
+    def _keep_evidence(self, step: PendingStep) -> None:
+        """Save the state before a step, and its batch; then raise FloatingPointError."""
+        path = self.workdir / f"non_finite_{step.number}_{jax.process_index()}.npz"
+        np.savez(path, **step.batch)
+        examples = self.examples - (self.done - step.number + 1) * self.config.batch
+        if self.checkpoints.latest != step.number - 1:
+            self.checkpoints.save(self.state, {"examples": examples}, self.config)
+        self.checkpoints.close()
+        names = "\n  ".join(step.batch["key"])
+        raise FloatingPointError(
+            f"the loss or gradient of step {step.number} is not finite. The state before it is saved, "
+            f"its batch is in {path}:\n  {names}"
+        )
+
+    def log(self) -> dict[str, float]:
+        """Write means of the metrics that were read since the last time, and return them."""
+        values = self.meter.read()
+        self.journal.write(self.done, values)
+        return values
+
+    def show(self, held_out: Sequence[Clip]) -> dict[str, float]:
+        """Animate held-out clips, write the video and its scores, and return the scores."""
+        config = self.config
+        params = unflatten(gather(self.state.frozen | self.state.ema, self.mesh))
+        model = Model(self.sizes, params, self.tokenizer, Schedule(**config.schedule), self.options.size)
+        clips = held_out[: config.show_clips]
+        scores, video = show(model, clips, self.options, config.show_frames, config.show_guidance)
+        self.journal.write(self.done, scores)
+        self.journal.show(self.done, video)
+        return scores
+
+    def save(self, scores: dict[str, float] | None) -> None:
+        """Begin to write a checkpoint. `scores` are those of held-out clips, where they were animated at this step."""
+        self.checkpoints.save(self.state, {"examples": self.examples}, self.config, scores)
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self.checkpoints.close()
+        self.journal.close()
 
 
 def gather(params: Flat, mesh: Mesh) -> Flat:
@@ -171,29 +239,13 @@ def gather(params: Flat, mesh: Mesh) -> Flat:
     return {name: x.addressable_data(0) for name, x in whole.items()}
 
 
-def read_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The config that a work folder was last trained with. Raises InputError where there is none."""
-    try:
-        return ml_collections.ConfigDict(json.loads((workdir / "config.json").read_text()))
-    except OSError as error:
-        raise InputError(f"expected a work folder of train.py, found no config.json in {workdir}") from error
-
-
-def load_workdir(workdir: Path, dtype: jnp.dtype | str = jnp.float32, step: int | str = "latest") -> Model:
-    """The model of a checkpoint of a work folder (a step, "latest" or "best"), ready to animate or for `mafx.save_pretrained`."""
-    flat, config = read_parameters(workdir, step)
-    params = {name: jnp.asarray(x, dtype) for name, x in flat.items()}
-    sizes = model_sizes(config)
-    return Model(sizes, unflatten(params), make_tokenizer(sizes, workdir), Schedule(**config.schedule))
-
-
 class StopSignal:
-    """Becomes true after SIGTERM, preemption or a polite kill, on all processes at the same step. The step under way is finished and saved."""
+    """Whether the run was asked to stop (SIGTERM: preemption, a polite kill), on all processes at the same step."""
 
     def __init__(self):
         self._set = False
         self._alone = jax.process_count() == 1
-        if self._alone:  # else JAX has its own handler, which agrees with the other processes
+        if self._alone:  # several processes agree through a handler of JAX's own
             self._before = signal.signal(signal.SIGTERM, self._handle)
 
     def __call__(self, step: int) -> bool:
@@ -204,5 +256,5 @@ class StopSignal:
         if self._alone:
             signal.signal(signal.SIGTERM, self._before)
 
-    def _handle(self, *_) -> None:
+    def _handle(self, *_: object) -> None:
         self._set = True

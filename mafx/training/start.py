@@ -1,4 +1,4 @@
-"""What a run starts from, each part created where it will live: no device ever holds the whole."""
+"""What a run starts from. Each part is created where it will live: no device ever holds the whole."""
 
 import functools
 import logging
@@ -9,129 +9,123 @@ import zlib
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from mafx.errors import InputError
 from mafx.models.animator import AnimatorConfig, parameter_shapes
 from mafx.models.temporal import frame_sinusoid
-from mafx.models.text import Tokenizer
 from mafx.pretrained.layout import load_stable_diffusion
 from mafx.training.checkpoints import Checkpoints, read_parameters
+from mafx.training.runs import VOCABULARY_FILES
 from mafx.training.sharding import distribute_parameters, parameter_sharding
-from mafx.training.step import Flat, TrainState, flatten, init_state, unflatten
+from mafx.training.step import Flat, TrainState, flatten, state_maker, unflatten
 
 log = logging.getLogger("mafx")
-VOCABULARY = ("vocab.json", "merges.txt")
 
 
 def start(
-    config: ml_collections.ConfigDict,
-    sizes: AnimatorConfig,
-    mesh: Mesh,
-    optimiser: optax.GradientTransformation,
-    workdir: Path,
-    saved: Checkpoints,
+    config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, workdir: Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, int]:
-    """The state, and how many examples it has seen.
+    """The state that a run starts from, and how many examples it has seen.
 
-    In this order: the newest checkpoint of the work folder; the parameters of `config.init_from`, which is another work folder, or a folder with
-    Stable Diffusion 1.5; copies of the UNet's where the appearance encoder and the ControlNet have such (*MagicAnimate*, section 3; *ControlNet*,
-    section 3); random values.
+    The state is the newest checkpoint of the work folder, if there is one. Otherwise each parameter comes from the
+    first of these that has it: `config.init_from` (another work folder, or a folder of published weights); the UNet,
+    which the appearance encoder and the ControlNet are copies of (*MagicAnimate*, section 3; *ControlNet*, section 3);
+    random values.
+
+    Raises: InputError where `config.init_from` cannot be used.
     """
-    begin = functools.partial(init_state, rules=config.train_only, optimiser=optimiser, dtype=jnp.dtype(config.dtype))
-    shapes = jax.eval_shape(begin, parameter_shapes(sizes))
+    make_state = state_maker(config)
+    shapes = jax.eval_shape(make_state, parameter_shapes(sizes))
     sharding = parameter_sharding(mesh, shapes)
-    if saved.latest is not None:
+    if checkpoints.latest is not None:
         abstract = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, sharding
         )
-        state, position = saved.restore(abstract)
+        state, position = checkpoints.restore(abstract)
         log.info("Going on from step %d of %s.", state.step, workdir)
         return state, position["examples"]
-    params = _given(config, sizes, mesh, workdir)
-    names = flatten(parameter_shapes(sizes))
-    twins = {name: twin for name in names if name not in params and (twin := _twin(name, names))}
-    missing = {name: x for name, x in names.items() if name not in params and name not in twins}
+    params = _initial_parameters(config, sizes, mesh, workdir)
+    return jax.jit(lambda flat: make_state(unflatten(flat)), out_shardings=sharding)(params), 0
+
+
+def _initial_parameters(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, workdir: Path) -> Flat:
+    """All parameters, from what `config.init_from` has, the UNet, and random numbers."""
+    params = _given_parameters(config, sizes, mesh, workdir)
+    shapes = flatten(parameter_shapes(sizes))
+    copies = {name: twin for name in shapes if name not in params and (twin := _twin(name, shapes))}
+    missing = {name: x for name, x in shapes.items() if name not in params and name not in copies}
     if missing:
-        log.info("%d of %d tensors start anew, %d as copies of the UNet's.", len(missing), len(names), len(twins))
-        where = parameter_sharding(mesh, missing)
-        for name, x in missing.items():  # one after the other: the host never holds more than one
-            params |= distribute_parameters({name: where[name]}, {name: initial_value(name, x.shape, config.seed)})
-    params |= {name: params[twin] for name, twin in twins.items()}
-    return jax.jit(lambda flat: begin(unflatten(flat)), out_shardings=sharding)(params), 0
+        log.info("%d of %d tensors start anew, %d as copies of the UNet's.", len(missing), len(shapes), len(copies))
+    sharding = parameter_sharding(mesh, missing)
+    for name, x in missing.items():  # one after the other: the host never holds more than one
+        values = initial_value(name, x.shape, config.seed)
+        params |= distribute_parameters({name: sharding[name]}, {name: values})
+    return params | {name: params[twin] for name, twin in copies.items()}
 
 
-# The last layer of every residual branch, and of the UNet: a network from nothing begins with its skips and an answer of zero, as Stable Diffusion,
-# ControlNet and AnimateDiff did.
-ZEROS = r"^(unet|appearance|control)/.*(resnets_\d+/conv2|(attentions|motion_modules)_\d+/proj_out|conv_out|controlnet_\w+_blocks?(_\d+)?)/kernel$"
+# The last layer of every residual branch, and of the UNet. They start at zero, as those of Stable Diffusion, ControlNet
+# and AnimateDiff did: a network from nothing begins with its skip connections and an answer of zero.
+ZEROS = (
+    r"^(unet|appearance|control)/.*"
+    r"(resnets_\d+/conv2|(attentions|motion_modules)_\d+/proj_out|conv_out|controlnet_\w+_blocks?(_\d+)?)/kernel$"
+)
+EMBEDDING_DEVIATION = 0.02  # as CLIP's embeddings started
 
 
 def initial_value(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
-    """What a parameter starts from, float32: kernels normal with standard deviation 1 / sqrt(fan-in) or zero, norms the identity."""
+    """What a parameter starts from, float32.
+
+    Kernels are normal with standard deviation 1 / sqrt(fan-in), or zero; norms are the identity. The values depend on
+    the name and the seed only, whatever else is drawn.
+    """
     kind = name.rsplit("/", 1)[-1]
     if kind == "pe":
         return frame_sinusoid(*shape)
     if kind in ("bias", "scale") or re.search(ZEROS, name):
         return np.full(shape, kind == "scale", np.float32)
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # the same whatever else is drawn
-    deviation = {"kernel": math.prod(shape[:-1]) ** -0.5, "embedding": 0.02}[kind]  # of embeddings as CLIP's
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    deviation = {"kernel": math.prod(shape[:-1]) ** -0.5, "embedding": EMBEDDING_DEVIATION}[kind]
     return np.float32(deviation) * rng.standard_normal(shape, np.float32)
 
 
-def _twin(name: str, names: Flat) -> str | None:
-    """The UNet's parameter in the same place. The ControlNet has the middle block beside its encoder, the UNet in its decoder."""
+def _twin(name: str, shapes: Flat) -> str | None:
+    """The parameter of the UNet in the same place.
+
+    The ControlNet has its middle block beside its encoder, the UNet has it in its decoder.
+    """
     root, rest = name.split("/", 1)
     if root not in ("appearance", "control"):
         return None
-    return next(
-        (
-            twin
-            for twin in (f"unet/{rest}", f"unet/decoder/{rest}")
-            if twin in names and names[twin].shape == names[name].shape
-        ),
-        None,
-    )
+    twins = (f"unet/{rest}", f"unet/decoder/{rest}")
+    return next((twin for twin in twins if twin in shapes and shapes[twin].shape == shapes[name].shape), None)
 
 
-def _given(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, workdir: Path) -> Flat:
-    folder = Path(config.init_from)
+def _given_parameters(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, workdir: Path) -> Flat:
+    """The parameters of `config.init_from`; its vocabulary is copied into the work folder."""
+    folder = Path(config.init_from).expanduser()
     if not config.init_from:
         return {}
     if (folder / "checkpoints").is_dir():
         params, _ = read_parameters(folder, sharding=functools.partial(parameter_sharding, mesh))
         _check_shapes(params, flatten(parameter_shapes(sizes)), folder)
-        for path in (folder / name for name in VOCABULARY):
+        for path in (folder / name for name in VOCABULARY_FILES):
             if path.is_file():
                 shutil.copy(path, workdir)
         return params
     leaves, tokenizer = load_stable_diffusion(folder, sizes)
     if tokenizer.vocabulary is not None:
-        for name, text in zip(VOCABULARY, (tokenizer.vocabulary, tokenizer.merges), strict=True):
+        for name, text in zip(VOCABULARY_FILES, (tokenizer.vocabulary, tokenizer.merges), strict=True):
             (workdir / name).write_text(text, "utf-8")
     flat = {"/".join(path): x for path, x in leaves.items()}
     return distribute_parameters(parameter_sharding(mesh, flat), flat)
 
 
-def _check_shapes(found: Flat, expected: dict[str, jax.ShapeDtypeStruct], folder: Path) -> None:
-    odd = [
-        name
-        for name in sorted(found.keys() | expected.keys())
-        if np.shape(found.get(name)) != np.shape(expected.get(name))
-    ]
-    if odd:
-        name = odd[0]
-        shapes = (str(np.shape(tree[name])) if name in tree else "nothing" for tree in (expected, found))
-        raise InputError(
-            "{} is of another size than config.model: for {} expected {}, found {}".format(folder, name, *shapes)
-        )
-
-
-def make_tokenizer(sizes: AnimatorConfig, workdir: Path) -> Tokenizer:
-    """The vocabulary that the first stage was started with, if it had one."""
-    if (workdir / VOCABULARY[0]).is_file():
-        return Tokenizer.from_directory(workdir, sizes.text.positions)
-    return Tokenizer.without_vocabulary(sizes.text.vocabulary, sizes.text.positions)
+def _check_shapes(params: Flat, expected: dict[str, jax.ShapeDtypeStruct], folder: Path) -> None:
+    for name in sorted(params.keys() | expected.keys()):
+        shapes = [str(np.shape(tree[name])) if name in tree else "nothing" for tree in (expected, params)]
+        if shapes[0] != shapes[1]:
+            difference = "for {} expected {}, found {}".format(name, *shapes)
+            raise InputError(f"{folder} is of another size than config.model: {difference}")

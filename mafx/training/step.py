@@ -1,9 +1,10 @@
-"""One training step: the losses of the stages, the split into trainable and frozen parameters, the update.
+"""One training step: the objective, the split into trainable and frozen parameters, the update.
 
-Parameters are flat dicts here, "unet/encoder/conv_in/kernel" -> array: what freezing rules, sharding and checkpoints want.
+Parameters are flat dicts here, "unet/encoder/conv_in/kernel" -> array. Rules of freezing, sharding and checkpoints are
+simplest with that.
 """
 
-import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -20,27 +21,37 @@ from jax.sharding import Mesh
 from mafx.densepose import BACKGROUND
 from mafx.diffusion.losses import corrupt, loss_weights
 from mafx.diffusion.schedule import Schedule
-from mafx.models.animator import Animator, AnimatorConfig
+from mafx.models.animator import Animator, AnimatorConfig, parameter_shapes
 from mafx.models.attention import PartialBank
-from mafx.training.sharding import batch_sharding, parameter_sharding, replicated
+from mafx.training.sharding import MIN_ELEMENTS, batch_sharding, parameter_sharding, replicated
 
 Flat = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
 Loss = Callable[[Flat, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
+COSINE_FLOOR = 0.05  # the cosine ends at this share of the learning rate: the last steps still learn
+EMA_WARMUP = 10  # the average follows closely for about so many steps: its first values are arbitrary
+TIME_BUCKETS = 4  # the loss is reported for each quarter of the diffusion times
+
 
 def flatten(params: dict) -> Flat:
+    """Nested dict of parameters to a flat one."""
     return flax.traverse_util.flatten_dict(params, sep="/")
 
 
 def unflatten(flat: Flat) -> dict:
+    """Flat dict of parameters to a nested one."""
     return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def split(flat: Flat, rules: Sequence[tuple[str, bool]]) -> tuple[Flat, Flat]:
-    """Trainable and frozen parameters. The first rule whose pattern is found in a name decides.
+    """Split parameters into trainable and frozen ones.
 
-    Raises ValueError where a parameter is met by no rule, or a rule by no parameter: either is a mistake that would train the wrong model.
+    Args:
+      flat: All parameters.
+      rules: Patterns, and whether to train a parameter in whose name the pattern is found. The first such rule decides.
+
+    Raises: ValueError where no rule applies to a parameter, or a rule to none: either would train the wrong model.
     """
     decisions, used = {}, set()
     for name in flat:
@@ -50,7 +61,7 @@ def split(flat: Flat, rules: Sequence[tuple[str, bool]]) -> tuple[Flat, Flat]:
         decisions[name] = bool(rules[rule][1])
         used.add(rule)
     if idle := [pattern for i, (pattern, _) in enumerate(rules) if i not in used]:
-        raise ValueError(f"rules that meet no parameter: {', '.join(idle)}")
+        raise ValueError(f"rules that apply to no parameter: {', '.join(idle)}")
     trainable, frozen = ({name: x for name, x in flat.items() if decisions[name] == wanted} for wanted in (True, False))
     if not trainable:
         raise ValueError("the rules freeze everything")
@@ -58,121 +69,180 @@ def split(flat: Flat, rules: Sequence[tuple[str, bool]]) -> tuple[Flat, Flat]:
 
 
 class TrainState(NamedTuple):
-    """Everything a run continues from."""
+    """Everything that a run continues from.
+
+    Attributes:
+      step: Number of steps that are done.
+      trainable: float32 masters.
+      frozen: In the compute dtype.
+      optimiser: Optax's state.
+      ema: Averages of the trainable parameters, float32.
+    """
 
     step: jax.Array
-    trainable: Flat  # float32 masters
-    frozen: Flat  # in the compute dtype
+    trainable: Flat
+    frozen: Flat
     optimiser: optax.OptState
-    ema: Flat  # of the trainable ones
+    ema: Flat
 
 
 def make_optimiser(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW behind gradient clipping and accumulation; the learning rate warms up, then stays or decays ("constant", "cosine")."""
+    """AdamW behind gradient clipping and accumulation, and the learning rate of each update.
+
+    The learning rate warms up, then stays or decays, as `config.decay` says.
+    """
     decays = {
         "constant": optax.constant_schedule(config.lr),
-        "cosine": optax.cosine_decay_schedule(config.lr, max(1, config.steps - config.warmup), alpha=0.05),
+        "cosine": optax.cosine_decay_schedule(config.lr, max(1, config.steps - config.warmup), alpha=COSINE_FLOOR),
     }
-    rate = optax.join_schedules(
-        [optax.linear_schedule(0.0, config.lr, max(1, config.warmup)), decays[config.decay]], [config.warmup]
-    )
+    warmup = optax.linear_schedule(0.0, config.lr, max(1, config.warmup))
+    rate = optax.join_schedules([warmup, decays[config.decay]], [config.warmup])
     optimiser = optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(rate, *config.betas, weight_decay=config.weight_decay),
     )
-    return (optax.MultiSteps(optimiser, config.accumulate) if config.accumulate > 1 else optimiser), rate
+    if config.accumulate > 1:
+        optimiser = optax.MultiSteps(optimiser, config.accumulate)
+    return optimiser, rate
 
 
 def init_state(
     params: dict, rules: Sequence[tuple[str, bool]], optimiser: optax.GradientTransformation, dtype: jnp.dtype
 ) -> TrainState:
+    """The state before the first step. `dtype` is that of computation and of frozen parameters."""
     trainable, frozen = split(flatten(params), rules)
     trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trainable)
     frozen = jax.tree.map(lambda x: jnp.asarray(x, dtype), frozen)
-    return TrainState(
-        jnp.zeros((), jnp.int32), trainable, frozen, optimiser.init(trainable), jax.tree.map(jnp.copy, trainable)
-    )
+    ema = jax.tree.map(jnp.copy, trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimiser.init(trainable), ema)
+
+
+def state_maker(config: ml_collections.ConfigDict) -> Callable[[dict], TrainState]:
+    """The function that makes the first state of a run from a nested dict of parameters."""
+    optimiser, _ = make_optimiser(config)
+    return functools.partial(init_state, rules=config.train_only, optimiser=optimiser, dtype=jnp.dtype(config.dtype))
 
 
 def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, options: ml_collections.ConfigDict) -> Loss:
-    """E || target - network(z_t, t, y_a, y_p) ||^2 over a batch (MagicAnimate's objective; one frame or a clip, as the batch has it)."""
+    """MagicAnimate's objective, E || target - network(z_t, t, y_a, y_p) ||^2, for single frames and for clips.
+
+    Args:
+      networks: The networks.
+      schedule: The noise schedule.
+      ids: Token ids `n` of the empty prompt.
+      options: `config.loss`.
+
+    Returns: A function of all parameters, a batch and a random key. It gives the loss, and the mean error at each
+      quarter of the diffusion times (nan where no example has one).
+    """
 
     def loss(flat: Flat, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         params = {"params": unflatten(flat)}
-        apply = lambda method, *args: networks.apply(params, *args, method=method)  # noqa: E731
         dtype = next(iter(flat.values())).dtype
-        b = len(batch["video"])
-        noise_key, reference_key, pose_key = jax.random.split(key, 3)
 
-        latents, reference = batch["video"], batch["reference"]
-        if latents.dtype == jnp.uint8:  # pixels, else latents from a cache
-            latents = apply("encode_image", _pixels(rearrange(latents, "b f H W c -> (b f) H W c"), dtype))
-            latents = rearrange(latents, "(b f) h w c -> b f h w c", b=b)
-            reference = apply("encode_image", _pixels(reference, dtype))
-        latents, reference = jax.lax.stop_gradient((latents.astype(jnp.float32), reference.astype(dtype)))
+        def apply(method: str, *args):
+            return networks.apply(params, *args, method=method)
+
+        noise_key, reference_key, motion_key = jax.random.split(key, 3)
+        latents, reference = _encode(apply, batch, dtype)
         corrupted = corrupt(noise_key, latents, schedule, options.noise_offset, options.time_shift)
+        motion = drop_motion(motion_key, batch["motion"], options.motion_dropout)
+        text = repeat(apply("encode_text", ids[None]), "1 n c -> b n c", b=len(latents))
 
-        motion = batch["motion"]
-        if options.motion_dropout:
-            drop = jax.random.bernoulli(pose_key, options.motion_dropout, (b, 1, 1, 1, 1))
-            motion = jnp.where(drop, jnp.asarray(BACKGROUND, jnp.uint8).reshape(1, 1, 1, 1, 3), motion)
-        text = repeat(apply("encode_text", ids[None]), "1 n c -> b n c", b=b)
         noisy, t = corrupted.noisy.astype(dtype), corrupted.times
-        bank = apply("bank", reference, t, text)
-        if options.reference_dropout:
-            keep = ~jax.random.bernoulli(reference_key, options.reference_dropout, (b,))
-            bank = jax.tree.map(lambda y: PartialBank(y, keep), bank)
+        bank = drop_bank(reference_key, apply("bank", reference, t, text), options.reference_dropout, len(latents))
         residuals = apply("residuals", noisy, t, text, motion.astype(dtype) / jnp.asarray(255, dtype))
         error = jnp.square(apply("predict", noisy, t, text, bank, residuals) - corrupted.target).mean(-1)
-        if options.person != 1:
-            weight = jnp.where(shows_person(motion, error.shape), options.person, 1.0)
-            error = error * weight / weight.mean((1, 2, 3), keepdims=True)
-        error = error.mean((1, 2, 3))
+        error = weigh_person(error, motion, options.person).mean((1, 2, 3))
         weighted = (loss_weights(t, schedule, options.min_snr_gamma) * error).mean()
-        quarter = t // (schedule.steps // 4)
-        buckets = {
-            f"loss_t{i}": jnp.where(quarter == i, error, 0).sum() / (quarter == i).sum().astype(jnp.float32)
-            for i in range(4)
-        }  # nan: none
-        return weighted, buckets
+        return weighted, _by_time(error, t, schedule)
 
     return loss
 
 
+def _encode(apply: Callable, batch: Batch, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """Clean latents, float32 `b f h w c`, and the reference's, `b h w c`: encoded, or from a cache of latents."""
+    latents, reference = batch["video"], batch["reference"]
+    if latents.dtype == jnp.uint8:  # pixels
+        b = len(latents)
+        latents = apply("encode_image", _to_unit_range(rearrange(latents, "b f H W c -> (b f) H W c"), dtype))
+        latents = rearrange(latents, "(b f) h w c -> b f h w c", b=b)
+        reference = apply("encode_image", _to_unit_range(reference, dtype))
+    return jax.lax.stop_gradient((latents.astype(jnp.float32), reference.astype(dtype)))
+
+
+def _to_unit_range(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Bytes to [-1, 1]."""
+    return x.astype(dtype) / jnp.asarray(127.5, dtype) - 1
+
+
+def drop_motion(key: jax.Array, motion: jax.Array, share: float) -> jax.Array:
+    """Replace the motion uint8 `b f H W 3` of a share of the examples by the background."""
+    if not share:
+        return motion
+    drop = jax.random.bernoulli(key, share, (len(motion), 1, 1, 1, 1))
+    return jnp.where(drop, _background(), motion)
+
+
+def drop_bank(key: jax.Array, bank: dict, share: float, examples: int) -> dict:
+    """Hide the bank from a share of the examples."""
+    if not share:
+        return bank
+    keep = ~jax.random.bernoulli(key, share, (examples,))
+    return jax.tree.map(lambda tokens: PartialBank(tokens, keep), bank)
+
+
+def weigh_person(error: jax.Array, motion: jax.Array, weight: float) -> jax.Array:
+    """Multiply the error `b f h w` by `weight` within the person of each example, and keep its scale."""
+    if weight == 1:
+        return error
+    weights = jnp.where(shows_person(motion, error.shape), weight, 1.0)
+    return error * weights / weights.mean((1, 2, 3), keepdims=True)
+
+
 def shows_person(motion: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Bool `b f h w`: latents with a pixel of the person, by the renders `b f H W 3`."""
-    seen = (motion != jnp.asarray(BACKGROUND, jnp.uint8).reshape(1, 1, 1, 1, 3)).any(-1)
+    """Bool `b f h w`, of the given shape: which latents have a pixel of the person in the renders `b f H W 3`."""
+    seen = (motion != _background()).any(-1)
     return rearrange(seen, "b f (h p) (w q) -> b f h w (p q)", h=shape[2], w=shape[3]).any(-1)
 
 
-def _pixels(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return x.astype(dtype) / jnp.asarray(127.5, dtype) - 1
+def _background() -> jax.Array:
+    return jnp.asarray(BACKGROUND, jnp.uint8).reshape(1, 1, 1, 1, 3)
+
+
+def _by_time(error: jax.Array, t: jax.Array, schedule: Schedule) -> dict[str, jax.Array]:
+    """The mean error of each quarter of the diffusion times; nan where no example has one."""
+    bucket = t // (schedule.steps // TIME_BUCKETS)
+    means = {}
+    for i in range(TIME_BUCKETS):
+        inside = bucket == i
+        means[f"loss_t{i}"] = jnp.where(inside, error, 0).sum() / inside.sum().astype(jnp.float32)
+    return means
 
 
 def make_step(
     loss: Loss, optimiser: optax.GradientTransformation, rate: optax.Schedule, config: ml_collections.ConfigDict
 ):
-    """(state, batch, number of the step) -> (state, metrics). Only the trainable parameters are differentiated; frozen ones pass untouched.
+    """The function (state, batch, number of the step) -> (state, metrics).
 
-    Where the loss or the gradient is not finite the state stays as it was, so that it can be looked into; it then refuses all that follows, whose
-    numbers no longer fit, and nobody has to look after every step.
+    Only trainable parameters are differentiated. Where the loss or the gradient is not finite, the state stays as it
+    was, so that it can be looked into. It then refuses all steps that follow, whose numbers no longer fit, and nobody
+    has to check every step.
     """
     dtype = jnp.dtype(config.dtype)
 
     def step(state: TrainState, batch: Batch, number: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def of_trainable(trainable: Flat):
+        def loss_of_trainable(trainable: Flat):
             return loss(jax.tree.map(lambda x: x.astype(dtype), trainable) | state.frozen, batch, key)
 
-        (value, extra), gradient = jax.value_and_grad(of_trainable, has_aux=True)(state.trainable)
+        (value, errors_by_time), gradient = jax.value_and_grad(loss_of_trainable, has_aux=True)(state.trainable)
         with jax.numpy_dtype_promotion("standard"):  # optax leaves promotions to JAX
             update, optimiser_state = optimiser.update(gradient, state.optimiser, state.trainable)
             learning_rate = jnp.asarray(rate(state.step // config.accumulate))
         trainable = optax.apply_updates(state.trainable, update)
-        done = state.step.astype(jnp.float32) + 1
-        decay = jnp.minimum(config.ema, done / (done + 10))  # follows closely at first
-        ema = jax.tree.map(lambda a, x: a + (1 - decay) * (x - a), state.ema, trainable)
+        ema = _average(state.ema, trainable, state.step, config.ema)
         norm = optax.global_norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         metrics = {
@@ -181,28 +251,68 @@ def make_step(
             "gradient_norm": norm,
             "parameter_norm": optax.global_norm(trainable),
             "learning_rate": learning_rate,
-            **extra,
+            **errors_by_time,
         }
-        after = (state.step + 1, trainable, optimiser_state, ema)
         before = (state.step, state.trainable, state.optimiser, state.ema)
-        fits = finite & (state.step + 1 == number)
-        count, trainable, optimiser_state, ema = jax.tree.map(lambda new, old: jnp.where(fits, new, old), after, before)
+        after = (state.step + 1, trainable, optimiser_state, ema)
+        accepted = finite & (state.step + 1 == number)
+        kept = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), after, before)
+        count, trainable, optimiser_state, ema = kept
         return TrainState(count, trainable, state.frozen, optimiser_state, ema), metrics
 
     return step
 
 
-def jit_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, ids: np.ndarray, mesh: Mesh, state: TrainState):
-    """The jitted step of a run on a mesh; `state` may be shapes. The old state's memory is given to the new one."""
-    if not any(
-        "motion_modules" in name for name in state.trainable
-    ):  # the appearance stage sees single frames, as published
-        sizes = dataclasses.replace(sizes, unet=dataclasses.replace(sizes.unet, temporal=None))
+def _average(ema: Flat, trainable: Flat, steps: jax.Array, decay: float) -> Flat:
+    """The exponential moving average after one more step. It follows closely at first."""
+    done = steps.astype(jnp.float32) + 1
+    decay = jnp.minimum(decay, done / (done + EMA_WARMUP))
+    return jax.tree.map(lambda average, x: average + (1 - decay) * (x - average), ema, trainable)
+
+
+def jit_step(
+    config: ml_collections.ConfigDict,
+    sizes: AnimatorConfig,
+    ids: np.ndarray,
+    mesh: Mesh,
+    state: TrainState,
+    min_elements: int = MIN_ELEMENTS,
+):
+    """The jitted step of a run on a mesh. The memory of the old state is given to the new one.
+
+    Args:
+      config: Of the run.
+      sizes: Of the networks.
+      ids: Token ids `n` of the empty prompt.
+      mesh: Where the run's arrays live.
+      state: The state, or its shapes.
+      min_elements: Of arrays that are split over devices, see `parameter_sharding`.
+    """
+    trains_temporal = any("motion_modules" in name for name in state.trainable)
+    if not trains_temporal:  # the appearance stage sees single frames, as published
+        sizes = sizes.without_temporal_layers()
     loss = diffusion_loss(Animator(sizes), Schedule(**config.schedule), ids, config.loss)
-    sharding, whole = parameter_sharding(mesh, state), replicated(mesh)
+    sharding, whole = parameter_sharding(mesh, state, min_elements), replicated(mesh)
     return jax.jit(
         make_step(loss, *make_optimiser(config), config),
         in_shardings=(sharding, batch_sharding(mesh), whole),
         out_shardings=(sharding, whole),
         donate_argnums=0,
     )
+
+
+def trace_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, batch: int) -> jax.stages.Traced:
+    """The training step of a run on shapes alone, with `batch` examples per device."""
+    state = jax.eval_shape(state_maker(config), parameter_shapes(sizes))
+    b, f, (H, W) = batch * mesh.size, config.data.frames, config.data.size
+    shape, dtype = (H, W, 3), jnp.uint8
+    if config.data.latent_cache:
+        factor = sizes.autoencoder.factor
+        shape, dtype = (H // factor, W // factor, sizes.unet.channels), jnp.float16
+    examples = {
+        "video": jax.ShapeDtypeStruct((b, f, *shape), dtype),
+        "motion": jax.ShapeDtypeStruct((b, f, H, W, 3), jnp.uint8),
+        "reference": jax.ShapeDtypeStruct((b, *shape), dtype),
+    }
+    step = jit_step(config, sizes, np.zeros(sizes.text.positions, np.int32), mesh, state)
+    return step.trace(state, examples, jax.ShapeDtypeStruct((), jnp.int32))

@@ -5,17 +5,16 @@ import json
 import math
 import resource
 import time
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import jax
 import numpy as np
 from PIL import Image
-from tensorboardX import SummaryWriter
-from tensorboardX.proto.summary_pb2 import Summary
 
 from mafx import media
-from mafx.animate import animate
+from mafx.animation import animate
 from mafx.data.clips import Clip
 from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
@@ -23,26 +22,33 @@ from mafx.metrics import psnr
 from mafx.model import Model
 from mafx.training.checkpoints import SCORE
 
-FPS = Fraction(12)
+FPS = Fraction(12)  # of the video that shows held-out clips
+SHOW_SAMPLER = "dpmpp_2m"
+SHOW_STEPS = 20  # where this sampler has converged
 
 
 class Journal:
     """`metrics.jsonl` and TensorBoard's files of a work folder. Only process 0 writes."""
 
     def __init__(self, workdir: Path):
+        from tensorboardX import SummaryWriter  # noqa: PLC0415 (slow to import)
+
         self._workdir, self._file = workdir, None
         if jax.process_index() == 0:
             self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
             self._board = SummaryWriter(str(workdir / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        """Write values of a step by their names."""
         if self._file:
             self._file.write(json.dumps({"step": step} | values) + "\n")
             for name, x in values.items():
                 self._board.add_scalar(name, x, step)
 
     def show(self, step: int, video: np.ndarray) -> None:
-        """A video uint8 `f H W 3` of held-out clips: a file, and an animated picture in TensorBoard."""
+        """Write a video uint8 `f H W 3` of held-out clips: a file, and an animated picture in TensorBoard."""
+        from tensorboardX.proto.summary_pb2 import Summary  # noqa: PLC0415 (slow to import)
+
         if not self._file:
             return
         media.write_video(self._workdir / f"held_out_{step:06d}.mp4", video, FPS)
@@ -60,60 +66,76 @@ class Journal:
 
 
 class Meter:
-    """Means of what the steps since the last reading gave, and their speed."""
+    """Means of the metrics of all steps since the last reading, and the speed of these steps."""
 
     def __init__(self, matmul_rate: float):
+        """`matmul_rate` is that of one device, in floating-point operations per second."""
         self._rate = matmul_rate * jax.device_count()
         self._restart()
 
     def _restart(self) -> None:
-        self._began, self._examples, self._flops, self._values = time.perf_counter(), 0, 0, []
+        self._began = time.perf_counter()
+        self._examples = 0
+        self._flops = 0
+        self._steps: list[dict[str, float]] = []
 
     def add(self, examples: int, flops: int, values: dict[str, float]) -> None:
+        """One more step: its examples, its floating-point operations, its metrics."""
         self._examples += examples
         self._flops += flops
-        self._values.append(values)
+        self._steps.append(values)
 
     def read(self) -> dict[str, float]:
-        """Means without what is not a number (loss of timesteps that no example had), examples per second, the share of the devices' matmul rate that
-        the networks' arithmetic takes, and the largest memory so far in GiB."""
+        """Read and start anew.
+
+        Returns: Means of the metrics without values that are nan (a quarter of the diffusion times that no example
+          had); "examples_per_second"; "flop_utilisation", the share of the devices' matmul rate that the networks'
+          arithmetic takes; "memory_gib", the largest memory so far.
+        """
         seconds = time.perf_counter() - self._began
-        columns = {
-            name: [x for values in self._values if not math.isnan(x := values[name])] for name in self._values[0]
-        }
-        means = {name: float(np.mean(column)) for name, column in columns.items() if column}
-        speed = {
-            "examples_per_second": self._examples / seconds,
-            "flop_utilisation": self._flops / seconds / self._rate,
-        }
+        means = {}
+        for name in self._steps[0]:
+            column = [values[name] for values in self._steps if not math.isnan(values[name])]
+            if column:
+                means[name] = float(np.mean(column))
+        means["examples_per_second"] = self._examples / seconds
+        means["flop_utilisation"] = self._flops / seconds / self._rate
+        means["memory_gib"] = peak_memory() / 2**30
         self._restart()
-        return means | speed | {"memory_gib": peak_memory() / 2**30}
+        return means
 
 
 def peak_memory() -> int:
-    """Bytes: of the first device, or of the whole process where devices are CPU cores."""
+    """The largest memory so far in bytes: of the first device, or of the whole process where devices are CPU cores."""
     statistics = jax.local_devices()[0].memory_stats() or {}
     return statistics.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def show(
-    model: Model, clips: list[Clip], options: ExampleOptions, frames: int, guidance_scale: float
+    model: Model, clips: Sequence[Clip], options: ExampleOptions, frames: int, guidance_scale: float
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Animate the beginning of held-out clips from their first frame. Returns mean scores, and a video with a row per clip:
-    reference | motion | result | truth."""
+    """Animate the beginning of held-out clips from their first frame.
+
+    Args:
+      model: The model.
+      clips: What to animate.
+      options: How examples are taken from clips.
+      frames: Largest number of frames behind the first.
+      guidance_scale: Of the animation.
+
+    Returns: Mean scores in dB (see below for their names), and a video uint8 `f H W 3` with a row per clip: reference,
+      motion, result, truth.
+    """
     rows, scores = [], []
+    settings = {"steps": SHOW_STEPS, "sampler": SHOW_SAMPLER, "guidance_scale": guidance_scale, "progress": False}
     for clip in clips:
         example = read_example(clip, 0, 1 + np.arange(min(frames, clip.frames - 1)), options)
         reference, motion, truth = example["reference"], example["motion"], example["video"]
-        result = animate(
-            model, reference, motion, guidance_scale=guidance_scale, steps=20, sampler="dpmpp_2m", progress=False
-        )
-        result = media.to_uint8(result.video)
+        result = media.to_uint8(animate(model, reference, motion, **settings).video)
         rows.append(media.side_by_side(reference, motion, result, truth))
         person, copy = read_labels(motion)[0] > 0, np.broadcast_to(reference, truth.shape)
         scores.append([psnr(result, truth), psnr(result, truth, person), psnr(copy, truth), psnr(copy, truth, person)])
-    length = min(map(len, rows))
     names = SCORE, f"{SCORE}_person", "copying_psnr", "copying_psnr_person"
-    return dict(zip(names, np.mean(scores, axis=0).tolist(), strict=True)), np.concatenate(
-        [row[:length] for row in rows], axis=1
-    )
+    length = min(map(len, rows))
+    video = np.concatenate([row[:length] for row in rows], axis=1)
+    return dict(zip(names, np.mean(scores, axis=0).tolist(), strict=True)), video

@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-# Matrix products inside cuDNN's attention, by what JAX calls it: q k and scores v; the gradient computes the scores again.
+# Matrix products inside cuDNN's attention, by JAX's name for it: q k and scores v. The gradient computes scores again.
 CUDNN_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention_bwd_wrapper": 5}
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
-    """Floating-point operations of the matrix products and convolutions of a program; a multiplication with its addition counts two.
+    """Floating-point operations of the matrix products and convolutions of a program.
 
-    Loops count as often as they run (but `while`, once: nobody knows), and what rematerialisation computes twice counts twice.
+    A multiplication with its addition counts two. Loops count as often as they run, except `while`, whose trips nobody
+    knows: it counts once. What rematerialisation computes twice counts twice.
     """
     total = 0
     for equation in jaxpr.eqns:
@@ -55,7 +56,7 @@ def _runs(equation: JaxprEqn) -> int:
 
 
 def matmul_rate(dtype: jnp.dtype, size: int = 4096) -> float:
-    """Floating-point operations per second of a square matrix product on the first device: the best of a few."""
+    """Floating-point operations per second of a square matrix product on the first device: the best of a few runs."""
     size = size if jax.default_backend() != "cpu" else 1024
     a = jax.device_put(jnp.ones((size, size), dtype), jax.local_devices()[0])
     product = jax.jit(lambda a: a @ a)

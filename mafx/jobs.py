@@ -1,0 +1,198 @@
+"""What sample.py does: from files to a video, from a run to its scores, from settings to compiled programs."""
+
+import dataclasses
+import json
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+import mafx
+from mafx import densepose, media
+from mafx.compiling import announce_compilation
+from mafx.data.clips import TEST_SEEDS, PuppetClip
+from mafx.data.datasets import find_clips
+from mafx.data.examples import ExampleOptions
+from mafx.errors import InputError
+from mafx.evaluation.features import MetricNetworks
+from mafx.evaluation.protocol import compare, evaluate, read_metrics, table
+from mafx.media import Size
+from mafx.model import abstract_model
+from mafx.program import plan
+from mafx.settings import Settings
+from mafx.sources import Source
+from mafx.training.checkpoints import find_step
+from mafx.training.runs import read_config
+
+DEFAULT_FRAMES = 16  # of a puppet's motion, and of what is compiled for
+SMALL_SIDE = 256  # videos below are enlarged to about this, unless somebody says otherwise
+
+log = logging.getLogger("mafx")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileRequest:
+    """What to animate, and where to write it.
+
+    Attributes:
+      reference: Picture of the person; None lets a puppet stand in.
+      motion: DensePose video or folder of renders; None takes a puppet's motion.
+      outs: Files or folders to write, see `media.write_video`.
+      overwrite: Whether existing outputs are replaced.
+      size: Rows and columns in pixels; None means as the model was trained.
+      fit: How pictures of other proportions are fitted, see `media.fit`.
+      frames: Largest number of frames of the motion; None means all.
+      stride: Every so many-th frame of the motion is taken.
+      grid: Whether reference, motion and result are written side by side.
+      zoom: How many times the video is enlarged; None enlarges small ones, unless a size is asked for.
+      motion_check: What to do when the motion's colours are not DensePose's: "warn", "error" or "off".
+    """
+
+    reference: str | None = None
+    motion: str | None = None
+    outs: Sequence[Path]
+    overwrite: bool = False
+    size: Size | None = None
+    fit: str = "crop"
+    frames: int | None = None
+    stride: int = 1
+    grid: bool = False
+    zoom: int | None = None
+    motion_check: str = "warn"
+
+    def zoom_at(self, size: Size) -> int:
+        """How many times a video of a size is enlarged."""
+        if self.zoom:
+            return self.zoom
+        return 1 if self.size else max(1, SMALL_SIDE // max(size))
+
+
+def animate_files(request: FileRequest, source: Source, settings: Settings, dtype: str) -> None:
+    """Animate, and write the video with a JSON file beside it that has what is needed to repeat it.
+
+    Raises: InputError for files that cannot be read or written, and for settings that do not fit.
+    """
+    record = check_outputs(request.outs, request.overwrite)
+    size = request.size or source.size
+    reference, motion, fps = read_inputs(request, size, settings.seed)
+    began = time.perf_counter()
+    model = source.load(dtype)
+    log.info("Loaded %s in %.0f s.", source.name, time.perf_counter() - began)
+
+    began = time.perf_counter()
+    program = plan(model, settings, size, len(motion), local_mesh())
+    video = media.to_uint8(program.run(reference, motion).video)
+    seconds = time.perf_counter() - began
+    shown, zoom = media.side_by_side(reference, motion, video) if request.grid else video, request.zoom_at(size)
+    for out in request.outs:
+        media.write_video(out, media.enlarge(shown, zoom), fps)
+    facts = {
+        "command": shlex.join(["python", *sys.argv]),
+        "model": source.name,
+        "inputs": {"reference": request.reference, "motion": request.motion},
+        "motion": {"frames": len(motion), "stride": request.stride, "fps": float(fps)},
+        "size": size,
+        "fit": request.fit,
+        "zoom": zoom,
+        "dtype": str(model.dtype),
+        "settings": dataclasses.asdict(settings),
+        "versions": {"mafx": mafx.__version__, "jax": jax.__version__, "numpy": np.__version__},
+        "device": jax.devices()[0].device_kind,
+        "seconds": round(seconds, 1),
+    }
+    record.write_text(json.dumps(facts, indent=2) + "\n")
+    what = f"{len(video)} frames of {size[0]}x{size[1]}" + (f", enlarged {zoom} times" if zoom > 1 else "")
+    outs = " and ".join(map(str, request.outs))
+    log.info("Wrote %s: %s, %g per second, in %.0f s. How to repeat it: %s", outs, what, fps, seconds, record)
+
+
+def check_outputs(outs: Sequence[Path], overwrite: bool) -> Path:
+    """The JSON file beside the first output. Raises InputError for what cannot or must not be written."""
+    for out in outs:
+        media.check_writable(out)
+    record = outs[0].with_name(f"{outs[0].stem}.json")
+    for path in (*outs, record):
+        if path.exists() and not overwrite:
+            raise InputError(f"{path} exists; choose another --out or give --overwrite")
+    return record
+
+
+def read_inputs(request: FileRequest, size: Size, seed: int) -> tuple[np.ndarray, np.ndarray, Fraction]:
+    """The reference `H W 3`, the motion `f H W 3`, both uint8 and of the size, and the motion's frames per second."""
+    puppet = PuppetClip(TEST_SEEDS + seed, TEST_SEEDS + seed, size)
+    reference = media.read_image(request.reference) if request.reference else puppet.read(np.array([0]))[0][0]
+    if request.motion:
+        motion, fps = media.read_video(request.motion, stride=request.stride, limit=request.frames)
+    else:
+        frames = 1 + request.stride * np.arange(request.frames or DEFAULT_FRAMES)
+        motion, fps = puppet.read(frames)[1], puppet.fps / request.stride
+    complaint = densepose.check_motion(motion).complaint
+    if complaint and request.motion_check == "error":
+        raise InputError(complaint)
+    if complaint and request.motion_check == "warn":
+        log.warning("%s (--motion_check off silences this)", complaint)
+    for name, picture in (("reference", reference), ("motion", motion[0])):
+        if picture.shape[:2] != size:
+            log.info("The %s is %dx%d: %s to %dx%d (rows x columns).", name, *picture.shape[:2], request.fit, *size)
+    reference = media.fit(reference, size, request.fit)
+    motion = np.stack([media.fit(frame, size, request.fit, densepose.BACKGROUND) for frame in motion])
+    return reference, motion, fps
+
+
+def evaluate_run(
+    source: Source,
+    settings: Settings,
+    dtype: str,
+    *,
+    workdir: Path,
+    checkpoint: str,
+    split: str,
+    out: Path,
+    options: ExampleOptions,
+    clips: int | None,
+    frames: int | None,
+    metric_networks: Path | None,
+    against: Path | None,
+) -> None:
+    """Animate clips of a run's data, and write and log how far they are from the truth, see `mafx.evaluation`."""
+    chosen = find_clips(read_config(workdir).data, split)[:clips]
+    step = find_step(workdir, checkpoint)
+    if metric_networks is None:
+        log.info("Without LPIPS, FID, FID-VID and FVD: --metric_networks says where their networks are.")
+    metrics = evaluate(
+        source.load(dtype),
+        chosen,
+        out,
+        options=options,
+        frames=frames,
+        identity={"step": step},
+        settings=dataclasses.asdict(settings),
+        networks=MetricNetworks(metric_networks),
+    )
+    title = "Step %d, %d clips: mean and 95 %% interval over clips\n\n%s"
+    log.info(title, step, len(chosen), table(metrics["mean"]))
+    if against:
+        log.info("Against %s, clip by clip\n\n%s", against, table(compare(metrics, read_metrics(against))))
+
+
+def compile_only(source: Source, settings: Settings, dtype: str, size: Size | None, frames: int | None) -> None:
+    """Compile what an animation runs, for the next start. Neither weights nor pictures are read."""
+    began = time.perf_counter()
+    model = abstract_model(source.config, dtype, source.schedule)
+    program = plan(model, settings, size or source.size, frames or DEFAULT_FRAMES, local_mesh())
+    with announce_compilation():
+        compiled = program.compile()
+    log.info("Compiled %d programs in %.0f s.", len(compiled), time.perf_counter() - began)
+
+
+def local_mesh() -> Mesh | None:
+    """All devices of this process, where there are several."""
+    devices = jax.local_devices()
+    return Mesh(np.array(devices), ("windows",)) if len(devices) > 1 else None

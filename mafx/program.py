@@ -1,0 +1,368 @@
+"""An animation as a value: what it computes is planned before anything runs.
+
+`plan(model, settings, size, frames)` gives a `Program`. It can be lowered, compiled (for this machine or another one),
+costed, and run.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm.auto import tqdm
+
+from mafx import sampling
+from mafx.compiling import announce_compilation, jit
+from mafx.diffusion.samplers import SamplerTable, make_sampler
+from mafx.diffusion.windows import pad_frames, window_borders, window_plan
+from mafx.errors import InputError
+from mafx.flops import count_flops
+from mafx.media import Size
+from mafx.model import Model
+from mafx.models.animator import Animator
+from mafx.progress import StepBar
+from mafx.sampling import Inputs, SamplerState
+from mafx.settings import Settings
+from mafx.steps import StepKind, WindowBatches, batch_windows, runs_of_one_kind, step_kinds
+
+# Steps whose banks are computed together and held; at 512x512 in bfloat16 the bank of a step takes 14 MiB.
+MAX_BANKS = 8
+Callback = Callable[[int, np.ndarray], None]  # (number of a step, latents behind it)
+
+
+class Part(NamedTuple):
+    """A compiled function of a program.
+
+    Attributes:
+      name: What it computes.
+      function: The jitted function.
+      arguments: Its arguments; large ones are `jax.ShapeDtypeStruct`s.
+      runs: How many times an animation runs it. A run of "steps" counts as one step.
+    """
+
+    name: str
+    function: jit
+    arguments: tuple
+    runs: int
+
+
+class Cost(NamedTuple):
+    """What a part takes on one device.
+
+    Attributes:
+      name: Of the part.
+      runs: How many times an animation runs it.
+      flops: Floating-point operations of one run, of matrix products and convolutions.
+      argument_bytes: Of its arguments, parameters included.
+      temporary_bytes: Of what it computes on the way, as the compiler plans it.
+    """
+
+    name: str
+    runs: int
+    flops: int
+    argument_bytes: int
+    temporary_bytes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Animation:
+    """What an animation gives.
+
+    Attributes:
+      video: float32 `f H W 3` in [0, 1].
+      latents: float32 `f h w c`, as the diffusion left them.
+      borders: bool `f - 1`, see `diffusion.windows.window_borders`.
+    """
+
+    video: np.ndarray
+    latents: np.ndarray
+    borders: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Program:
+    """Everything that an animation of some size and length computes. Made by `plan`.
+
+    Attributes:
+      model: The model; its parameters may be shapes where the program is not run.
+      settings: How to animate.
+      size: Rows and columns of the video in pixels.
+      frames: Number of frames that are asked for.
+      padded: Number of frames that are sampled, see `diffusion.windows.pad_frames`.
+      capacity: Number of frames that the compiled program has room for.
+      windows: Frame indices of every window.
+      batches: The same in batches, filled up to the capacity.
+      table: The sampler's table.
+      kinds: The kind of every step.
+    """
+
+    model: Model
+    settings: Settings
+    size: Size
+    frames: int
+    padded: int
+    capacity: int
+    windows: np.ndarray
+    batches: WindowBatches
+    table: SamplerTable
+    kinds: list[StepKind]
+
+    @property
+    def networks(self) -> Animator:
+        return self.kinds[0].networks
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that windows are spread over, None where one device computes everything."""
+        return self.kinds[0].mesh
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """`h w c`."""
+        factor = self.model.config.autoencoder.factor
+        H, W = self.size
+        return H // factor, W // factor, self.model.config.unet.channels
+
+    # -- Before it runs
+
+    def parts(self) -> list[Part]:
+        """Every function that an animation calls, in that order, on shapes."""
+        networks, s = self.networks, self.settings
+        parts: list[Part] = []
+
+        def add(name: str, runs: int, function: jit, *arguments: object):
+            parts.append(Part(name, function, arguments, runs))
+            return function.eval_shape(*arguments)
+
+        params = _shapes(self.model.params)
+        ids, dtype = self.model.tokenizer("")[None], self.model.dtype
+        prompts = len({s.prompt, s.negative_prompt})
+        text = add("text", prompts, sampling.encode_text, networks, params, ids)
+        image = jax.ShapeDtypeStruct((1, *self.size, 3), dtype)
+        reference = add("reference", 1, sampling.encode_image, networks, params, image)
+        motion = jax.ShapeDtypeStruct((self.capacity, *self.size, 3), np.uint8)
+        inputs = self._inputs(motion, text, text if prompts > 1 else None)
+        (rows, _), *others = self.table.parts(MAX_BANKS)
+        times = rows["time"]
+        banks = add("banks", 1 + len(others), sampling.write_banks, networks, params, reference, times, text)
+        x = jax.ShapeDtypeStruct((self.capacity, *self.latent_shape), jnp.float32)
+        deep_of = {}  # by whether a step is guided
+        for kind in dict.fromkeys(self.kinds):
+            state = SamplerState(x, x, deep_of[kind.guided] if kind.shallow else None)
+            span = np.int32(0), np.int32(1)
+            arguments = kind, params, state, inputs, self.batches, rows, banks, *span
+            state, _ = add(f"steps{kind}", self.kinds.count(kind), sampling.run_steps, *arguments)
+            deep_of[kind.guided] = state.deep
+        chunk = np.zeros(self._frames_at_once, np.int32)
+        chunks = math.ceil(self.frames / self._frames_at_once)
+        add("decoding", chunks, sampling.decode, networks, self.mesh, params, x, chunk)
+        return parts
+
+    def lower(self) -> dict[str, jax.stages.Lowered]:
+        """Every part, by name, lowered for this machine."""
+        with self._precision():
+            return {part.name: part.function.lower(*part.arguments) for part in self.parts()}
+
+    def compile(self) -> dict[str, jax.stages.Compiled]:
+        """Every part, by name, compiled for this machine, and kept in the cache of `mafx.compiling.keep_programs`.
+
+        More frames take the same programs, up to the next power of two times the window.
+        """
+        return {name: lowered.compile() for name, lowered in self.lower().items()}
+
+    def costs(self) -> list[Cost]:
+        """What every part takes: compiles it, and runs nothing."""
+        costs = []
+        for part in self.parts():
+            with self._precision():
+                traced = part.function.trace(*part.arguments)
+                memory = traced.lower().compile().memory_analysis()
+            flops = count_flops(traced.jaxpr.jaxpr)
+            costs.append(Cost(part.name, part.runs, flops, memory.argument_size_in_bytes, memory.temp_size_in_bytes))
+        return costs
+
+    # -- Running
+
+    def run(
+        self,
+        reference: np.ndarray,
+        motion: np.ndarray,
+        *,
+        noise: np.ndarray | None = None,
+        progress: bool = True,
+        callback: Callback | None = None,
+    ) -> Animation:
+        """Animate.
+
+        Args:
+          reference: uint8 `H W 3`, of the program's size.
+          motion: uint8 `f H W 3`, likewise, of the program's number of frames.
+          noise: float32 `window h w c` to start from, instead of the seed's.
+          progress: Whether bars are shown.
+          callback: Called after every step with its number and the latents, float32 `f h w c`.
+
+        Raises: InputError for arrays of other shapes.
+        """
+        if reference.shape != (*self.size, 3) or motion.shape != (self.frames, *self.size, 3):
+            expected = f"{[*self.size, 3]} and {[self.frames, *self.size, 3]}"
+            found = f"{list(reference.shape)} and {list(motion.shape)}"
+            raise InputError(f"expected a reference and a motion of the shapes {expected}, found {found}")
+        x = self._starting_noise(noise)
+        with self._precision(), announce_compilation(progress):
+            params = self.model.params
+            if self.mesh is not None:
+                params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
+            inputs, reference_latents = self._encode(params, reference, motion)
+            x = self._sample(params, x, reference_latents, inputs, progress, callback)
+            video = self._decode(params, x, progress)
+        borders = window_borders(self.windows)[: self.frames - 1]
+        return Animation(video, np.asarray(x[: self.frames]), borders)
+
+    @property
+    def _frames_at_once(self) -> int:
+        """Frames that are decoded together: one per device."""
+        return 1 if self.mesh is None else self.mesh.size
+
+    def _precision(self):
+        """float32 means float32, also where the hardware would rather round the factors of a matrix product."""
+        return jax.default_matmul_precision("highest" if self.model.dtype == jnp.float32 else "default")
+
+    def _inputs(self, motion, text, negative) -> Inputs:
+        s = self.settings
+        scales = np.float32(s.guidance_scale), np.float32(s.control_scale)
+        return Inputs(motion, text, negative, *scales, jax.random.key(s.seed))
+
+    def _starting_noise(self, noise: np.ndarray | None) -> jax.Array:
+        """Latents `f h w c` of the capacity: the noise, repeated along the frames."""
+        s = self.settings
+        shape = (s.window if s.shared_noise else self.padded, *self.latent_shape)
+        if noise is None:
+            noise = jax.random.normal(jax.random.key(s.seed), shape)
+        elif np.shape(noise) != shape:
+            expected = f"{list(shape)} (window, rows, columns, channels)"
+            raise InputError(f"expected noise of the shape {expected}, found {list(np.shape(noise))}")
+        return jnp.resize(jnp.asarray(noise, jnp.float32), (self.capacity, *shape[1:]))
+
+    def _encode(self, params: dict, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
+        """What is the same at every step, and the reference's latents `1 h w c`."""
+        s, tokenizer = self.settings, self.model.tokenizer
+        encode_text = functools.partial(sampling.encode_text, self.networks, params)
+        text = encode_text(tokenizer(s.prompt)[None])
+        negative = None if s.negative_prompt == s.prompt else encode_text(tokenizer(s.negative_prompt)[None])
+        image = jnp.asarray(reference[None] / 127.5 - 1, self.model.dtype)
+        reference_latents = sampling.encode_image(self.networks, params, image)
+        motion = np.concatenate([motion, np.repeat(motion[-1:], self.capacity - self.frames, axis=0)])
+        return self._inputs(motion, text, negative), reference_latents
+
+    def _sample(
+        self,
+        params: dict,
+        x: jax.Array,
+        reference_latents: jax.Array,
+        inputs: Inputs,
+        progress: bool,
+        callback: Callback | None,
+    ) -> jax.Array:
+        """Noise `f h w c` to latents. One call runs all steps of a kind, or a single step where somebody looks on."""
+        singly = progress or callback is not None
+        state, pending = SamplerState(x, jnp.zeros_like(x)), []
+        bar = StepBar(self.settings.steps, enabled=progress)
+        for rows, start in self.table.parts(MAX_BANKS):
+            banks = sampling.write_banks(self.networks, params, reference_latents, rows["time"], inputs.text)
+            for kind, first, last in runs_of_one_kind(self.kinds, start, start + len(rows["time"]), singly):
+                if not kind.shallow:
+                    state = state._replace(deep=None)
+                span = np.int32(first - start), np.int32(last - start)
+                state, done = sampling.run_steps(kind, params, state, inputs, self.batches, rows, banks, *span)
+                if callback is not None:
+                    callback(first, np.asarray(state.x[: self.frames]))
+                pending.append(done)
+                if progress and len(pending) > 1:  # waits for the step before: the device always has the next one
+                    pending.pop(0).block_until_ready()
+                    bar.update()
+        if progress:
+            jax.block_until_ready(pending)
+            bar.update()
+        bar.close()
+        return state.x
+
+    def _decode(self, params: dict, x: jax.Array, progress: bool) -> np.ndarray:
+        """Latents `f h w c` to float32 `f H W 3` in [0, 1]. The device decodes the next while some are fetched."""
+        at_once = self._frames_at_once
+        chunks, waiting, video = range(0, self.frames, at_once), [], []
+        for i in tqdm(chunks, disable=not progress, desc="decoding", unit="frame", unit_scale=at_once):
+            frames = np.minimum(i + np.arange(at_once, dtype=np.int32), self.frames - 1)
+            waiting.append(sampling.decode(self.networks, self.mesh, params, x, frames))
+            if len(waiting) > 1:
+                video.append(np.asarray(waiting.pop(0)))
+        video += map(np.asarray, waiting)
+        return np.concatenate(video)[: self.frames]
+
+
+def plan(
+    model: Model, settings: Settings | None = None, size: Size | None = None, frames: int = 16, mesh: Mesh | None = None
+) -> Program:
+    """Plan an animation.
+
+    Args:
+      model: The model; its parameters may be shapes (`mafx.model.abstract_model`) where the program is not run.
+      settings: How to animate.
+      size: Rows and columns of the video in pixels; by default those that the model was trained at.
+      frames: Number of frames.
+      mesh: The windows of a long video are spread over its devices, each of which holds all parameters. By default
+        there is one device.
+
+    Raises: InputError for settings that do not fit the model.
+    """
+    s, size = settings or Settings(), size or model.size
+    _check_size(size, model.config.autoencoder.factor)
+    max_frames = model.config.unet.temporal.max_frames
+    if s.window > max_frames:
+        raise InputError(f"expected a window of 1 to {max_frames} frames, found {s.window}")
+    try:
+        table = make_sampler(s.sampler, s.steps, model.schedule, s.eta)
+        padded = pad_frames(frames, s.window, s.plan)
+        windows = window_plan(padded, s.window, s.overlap, s.plan)
+        networks = Animator(dataclasses.replace(model.config, fusion=s.fusion or model.config.fusion))
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    # A power of two of windows' worth of frames: videos of many lengths share one compiled program.
+    capacity = s.window * 2 ** math.ceil(math.log2(padded / s.window))
+    mesh = mesh if len(windows) > 1 else None
+    kind = StepKind(
+        networks=networks,
+        prediction=model.schedule.prediction,
+        guided=s.guidance_scale > 1,
+        fresh_noise=bool(s.eta),
+        keep_deep=s.reuse > 1,
+        mesh=mesh,
+    )
+    return Program(
+        model=model,
+        settings=s,
+        size=size,
+        frames=frames,
+        padded=padded,
+        capacity=capacity,
+        windows=windows,
+        batches=batch_windows(windows, s, capacity, 1 if mesh is None else mesh.size),
+        table=table,
+        kinds=step_kinds(kind, table.times, s),
+    )
+
+
+def _check_size(size: Size, factor: int) -> None:
+    if any(side < 1 or side % factor for side in size):
+        H, W = size
+        near = "x".join(str(max(factor, round(side / factor) * factor)) for side in size)
+        raise InputError(f"expected sides divisible by {factor}, found {H}x{W}; the nearest such size is {near}")
+
+
+def _shapes(tree):
+    """The same tree of `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
