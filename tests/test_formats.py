@@ -15,9 +15,8 @@ DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.int64]
 
 @pytest.fixture
 def tensors(rng):
-    return {f"a.{np.dtype(dtype).name}": rng.normal(0, 9, (3, 4)).astype(dtype) for dtype in DTYPES} | {
-        "one": np.float32([2.5])
-    }
+    matrices = {f"a.{np.dtype(dtype).name}": rng.normal(0, 9, (3, 4)).astype(dtype) for dtype in DTYPES}
+    return matrices | {"one": np.float32([2.5]), "scalar": np.asarray(2.5, np.float32)}
 
 
 @pytest.mark.parametrize("name", ["x.safetensors", "x.ckpt"])
@@ -42,7 +41,7 @@ def test_torch_reads_what_we_write(tmp_path, tensors):
 
 
 def test_reads_what_torch_wrote(published):
-    """The fixture was written by torch.save; its tensors include views of a storage and a wrapper."""
+    """The fixture was written by torch.save; its tensors include views of a storage, and names have a prefix."""
     file = open_tensors(published / "MagicAnimate" / "temporal_attention" / "temporal_attention.ckpt")
     assert len(file.shapes) == 560
     assert file.read("module.down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight").shape == (32, 32)
@@ -75,21 +74,18 @@ def _archive(path, tensor_program, storage=b"\0" * 16, compression=zipfile.ZIP_S
 
 
 def _tensor(size=4, offset=0, shape=(4,), stride=(1,)):
-    ints = lambda values: b"(" + b"".join(b"J" + np.int32(v).tobytes() for v in values) + b"t"  # noqa: E731
-    storage = (
-        b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ"
-        + np.int32(size).tobytes()
-        + b"tQ"
-    )
-    return (
-        b"ctorch._utils\n_rebuild_tensor_v2\n"
-        + storage
-        + b"J"
-        + np.int32(offset).tobytes()
-        + ints(shape)
-        + ints(stride)
-        + b"\x89}tR"
-    )
+    """The opcodes of a float32 tensor in record 0; see pickletools."""
+    storage = b"((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+    arguments = storage + _integer(size) + b"tQ" + _integer(offset) + _tuple(shape) + _tuple(stride) + b"\x89}t"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n" + arguments + b"R"
+
+
+def _integer(value):
+    return b"J" + np.int32(value).tobytes()
+
+
+def _tuple(values):
+    return b"(" + b"".join(map(_integer, values)) + b"t"
 
 
 def test_archives_that_lie_are_refused(tmp_path):
@@ -105,8 +101,8 @@ def test_archives_that_lie_are_refused(tmp_path):
         open_tensors(path).read("a")
 
 
-def test_views_and_parameters(tmp_path):
-    """A transposed view with an offset, as torch saves it: storage of 8, shape 2x3, strides 1 and 2, from 1 on."""
+def test_views(tmp_path):
+    """A transposed view with an offset, as torch saves it: storage of 8, offset 1, shape 2x3, strides 1 and 2."""
     _archive(tmp_path / "x.pt", _tensor(8, 1, (2, 3), (1, 2)), np.arange(8, dtype=np.float32).tobytes())
     np.testing.assert_array_equal(open_tensors(tmp_path / "x.pt").read("a"), [[1, 3, 5], [2, 4, 6]])
 

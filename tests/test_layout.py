@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mafx.bundled import load_bundled
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
 from mafx.model import Model
 from mafx.models.animator import SIZES
-from mafx.pretrained.configs import read_configs, write_configs
+from mafx.pretrained.configs import PublishedConfigs, read_configs, write_configs
+from mafx.pretrained.export import export, parse
 from mafx.pretrained.formats import open_tensors, write_torch_archive
 from mafx.pretrained.layout import load_pretrained, save_pretrained
 
@@ -88,8 +90,9 @@ def test_tools_find_their_configs(saved):
 
 def test_configs_of_every_size_come_back(tmp_path):
     for name, config in SIZES.items():
-        write_configs(tmp_path / name, config, Schedule())
-        assert read_configs(tmp_path / name) == (config, Schedule())
+        configs = PublishedConfigs(config, Schedule(kind="scaled_linear"), size=(64, 96))
+        write_configs(tmp_path / name, configs)
+        assert read_configs(tmp_path / name) == configs
 
 
 def test_whole_video_unet_in_the_temporal_file_wins(copy, micro, caplog):
@@ -167,6 +170,47 @@ def test_configs_of_other_networks_are_refused(copy, file, change, message):
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
         load_pretrained(copy)
+
+
+@pytest.mark.parametrize("content", [
+    {"size": [512]}, {"size": [0, 512]}, {"size": "512"}, {"fusion": "all"},
+    {"noise_scheduler_kwargs": {"beta_schedule": "cosine"}}, {"noise_scheduler_kwargs": {"prediction_type": "noise"}},
+])  # fmt: skip
+def test_unknown_values_of_the_inference_config_are_refused(copy, content):
+    (copy / "inference_config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"inference_config\.json: .*expected"):
+        read_configs(copy)
+
+
+def test_the_size_in_pixels_is_kept(copy, micro, tmp_path):
+    assert (load_pretrained(copy).size, load_pretrained(copy).source) == ((512, 512), str(copy))
+    assert "size" not in json.loads((copy / "inference_config.json").read_text())  # it is the published one
+    save_pretrained(dataclasses.replace(micro, size=(64, 48)), tmp_path / "x")
+    assert json.loads((tmp_path / "x" / "inference_config.json").read_text())["size"] == [64, 48]
+    assert load_pretrained(tmp_path / "x").size == (64, 48)
+
+
+def test_the_home_folder(micro, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_pretrained(micro, "~/weights")
+    assert (tmp_path / "weights" / UNET).is_file()
+    assert load_pretrained("~/weights").source == str(tmp_path / "weights")
+
+
+def test_export_of_the_bundled_model(tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "mafx"):
+        export(parse(["bundled", str(tmp_path / "x"), "--dtype", "float16"]))
+    assert f"Wrote the bundled model (puppets) in {tmp_path / 'x'}: 15." in caplog.text
+    bundled, back = load_bundled("float16"), load_pretrained(tmp_path / "x", "float16")
+    assert_equal_trees(back.params, bundled.params)
+    assert (back.config, back.schedule, back.size) == (bundled.config, bundled.schedule, (32, 32))
+
+
+def test_a_model_without_temporal_layers_is_refused(micro, tmp_path):
+    config = dataclasses.replace(micro.config, unet=dataclasses.replace(micro.config.unet, temporal=None))
+    with pytest.raises(InputError, match="expected a UNet with temporal layers"):
+        save_pretrained(dataclasses.replace(micro, config=config), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 def test_broken_json(copy):

@@ -1,18 +1,22 @@
-"""The folder of published weights, loaded strictly into a Model and written back.
+"""The folder of published weights: loaded strictly into a Model, and written from one.
 
-DIR/stable-diffusion-v1-5/{unet,text_encoder,tokenizer,scheduler}
-DIR/sd-vae-ft-mse
-DIR/MagicAnimate/{appearance_encoder,densepose_controlnet,temporal_attention}
-DIR/inference_config.json      optional: the temporal transformers' sizes and the noise schedule
+    DIR/stable-diffusion-v1-5/{unet,text_encoder,tokenizer,scheduler}
+    DIR/sd-vae-ft-mse
+    DIR/MagicAnimate/{appearance_encoder,densepose_controlnet,temporal_attention}
+    DIR/inference_config.json      optional: sizes of the temporal layers, the noise schedule, the size in pixels
+
+Loading is strict in both directions: each tensor of each file is used exactly once, and each parameter is filled.
 """
 
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import flax
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,83 +25,152 @@ from mafx.model import Model
 from mafx.models.animator import APPEARANCES, RENDERS, AnimatorConfig, parameter_shapes
 from mafx.models.text import Tokenizer
 from mafx.pretrained import configs
+from mafx.pretrained.configs import PublishedConfigs
 from mafx.pretrained.formats import TensorFile, open_tensors, write_safetensors, write_torch_archive
-from mafx.pretrained.names import current_name, from_published, published_name, published_shape, to_published
+from mafx.pretrained.names import (
+    LeafPath,
+    current_name,
+    from_published,
+    published_name,
+    published_shape,
+    to_published,
+)
 
 log = logging.getLogger("mafx")
+SUFFIXES = (".safetensors", ".fp16.safetensors", ".bin", ".ckpt", ".pth")  # of weight files, the preferred one first
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One weight file: where it lies, which subtree of the parameters it holds, and whether that is the subtree's temporal share."""
+    """One weight file.
+
+    Attributes:
+      folder: Where it lies in the folder of weights.
+      stem: Its name without the suffix.
+      root: The top-level subtree of the parameters that it belongs to.
+      temporal: Whether it holds the temporal layers of that subtree, or all others.
+    """
 
     folder: str
     stem: str
     root: str
     temporal: bool = False
 
-    def holds(self, path: tuple[str, ...]) -> bool:
+    def holds(self, path: LeafPath) -> bool:
+        """Whether the leaf at `path` belongs into this file."""
         return path[0] == self.root and self.temporal == any(name.startswith("motion_modules") for name in path)
 
     def find(self, directory: Path) -> Path | None:
-        names = [f"{self.stem}{suffix}" for suffix in (".safetensors", ".fp16.safetensors", ".bin", ".ckpt", ".pth")]
+        """The file of this part under `directory`, in whichever format it is there."""
+        names = [f"{self.stem}{suffix}" for suffix in SUFFIXES]
         if self.root == "text":
             names.append("pytorch_model.bin")  # transformers' older name
-        return next((path for name in names if (path := directory / self.folder / name).is_file()), None)
+        paths = (directory / self.folder / name for name in names)
+        return next((path for path in paths if path.is_file()), None)
 
 
 DIFFUSERS = "diffusion_pytorch_model"
 PARTS = (
-    Part("stable-diffusion-v1-5/unet", DIFFUSERS, "unet"),
+    Part(configs.UNET, DIFFUSERS, "unet"),
     Part("MagicAnimate/temporal_attention", "temporal_attention", "unet", temporal=True),
-    Part("MagicAnimate/appearance_encoder", DIFFUSERS, "appearance"),
-    Part("MagicAnimate/densepose_controlnet", DIFFUSERS, "control"),
-    Part("sd-vae-ft-mse", DIFFUSERS, "autoencoder"),
-    Part("stable-diffusion-v1-5/text_encoder", "model", "text"),
+    Part(configs.APPEARANCE, DIFFUSERS, "appearance"),
+    Part(configs.CONTROL, DIFFUSERS, "control"),
+    Part(configs.AUTOENCODER, DIFFUSERS, "autoencoder"),
+    Part(configs.TEXT, "model", "text"),
 )
-TOKENIZER = "stable-diffusion-v1-5/tokenizer"
-IGNORED = ("text_model.embeddings.position_ids",)  # a buffer of older transformers
+TOKENIZER = f"{configs.STABLE_DIFFUSION}/tokenizer"
+POSITION_IDS = "text_model.embeddings.position_ids"  # 0, 1, 2, ...: older transformers keep them among the weights
+
+
+# -- Loading
 
 
 def load_pretrained(directory: str | Path, dtype: jnp.dtype | str = jnp.float32) -> Model:
     """Load the published layout.
 
-    Every tensor of every file is used exactly once and every parameter filled. `temporal_attention.ckpt` may hold the whole video UNet: then its
-    values win over Stable Diffusion's, and the log says how many did. Memory: the parameters in `dtype` and one tensor more.
+    `temporal_attention.ckpt` may hold the whole video UNet. Then its tensors replace Stable Diffusion's, and the log
+    says how many did.
 
-    Raises: InputError, with all that is missing, unexpected, of another shape or not finite.
+    Args:
+      directory: The folder of weights; `~` is the home folder.
+      dtype: Of the parameters, in which the networks will compute.
+
+    Returns:
+      The model. While it is loaded, the memory in use is that of its parameters and of one tensor more.
+
+    Raises:
+      InputError: The files do not fit together. The message lists all tensors that are missing, unexpected, of another
+        shape or not finite.
     """
-    directory = Path(directory)
+    directory = _expand(directory)
     files = _open_files(directory, PARTS, configs.REQUIRED)
-    config, schedule = configs.read_configs(directory)
-    flat = {path: jnp.asarray(x, dtype) for path, x in _read(directory, files, config)}
-    return Model(config, flax.traverse_util.unflatten_dict(flat), _read_tokenizer(directory, config), schedule)
+    published = configs.read_configs(directory)
+    flat = {path: jnp.asarray(x, dtype) for path, x in _read(directory, files, published.config)}
+    return Model(
+        config=published.config,
+        params=flax.traverse_util.unflatten_dict(flat),
+        tokenizer=_read_tokenizer(directory, published.config),
+        schedule=published.schedule,
+        size=published.size,
+        source=str(directory),
+    )
 
 
 def load_stable_diffusion(
     directory: str | Path, config: AnimatorConfig
-) -> tuple[dict[tuple[str, ...], np.ndarray], Tokenizer]:
-    """What training starts from: the leaves of the parameter tree that a folder in the published layout gives, in main memory, and the tokenizer.
+) -> tuple[dict[LeafPath, np.ndarray], Tokenizer]:
+    """Load what a training starts from.
 
-    Stable Diffusion's three networks must be there. MagicAnimate's files are used where they are.
+    Args:
+      directory: A folder in the published layout; `~` is the home folder. Stable Diffusion's files must be there.
+        MagicAnimate's are used if they are there.
+      config: Sizes of the networks. The JSON files of the folder are not read.
 
-    Raises: InputError, with all that is missing, unexpected, of another shape than `config` has, or not finite.
+    Returns:
+      The leaves of the parameter tree that the files hold, by path, in main memory and in the dtype of the files; and
+      the tokenizer.
+
+    Raises:
+      InputError: A file is missing. Or tensors are missing, unexpected, not finite, or of a shape that `config` does
+        not have; the message lists all.
     """
-    directory = Path(directory)
-    files = _open_files(directory, [part for part in PARTS if not part.folder.startswith("MagicAnimate/")], ())
-    files |= {part: open_tensors(path) for part in PARTS if part not in files and (path := part.find(directory))}
+    directory = _expand(directory)
+    required = [part for part in PARTS if not part.folder.startswith("MagicAnimate/")]
+    files = _open_files(directory, required, settings=())
+    for part in PARTS:
+        path = part.find(directory)
+        if part not in files and path is not None:
+            files[part] = open_tensors(path)
     return dict(_read(directory, files, config)), _read_tokenizer(directory, config)
+
+
+def _expand(directory: str | Path) -> Path:
+    return Path(os.path.expanduser(directory))
+
+
+def _open_files(directory: Path, parts: Sequence[Part], settings: Sequence[str]) -> dict[Part, TensorFile]:
+    """Open the weight files of `parts`, and check that there is a config.json in the folders `settings`."""
+    if not directory.is_dir():
+        raise InputError(f"expected a folder of weights, found nothing at {directory}")
+    paths = {part: part.find(directory) for part in parts}
+    missing = [
+        f"{part.folder}/{part.stem}.safetensors (or .bin, .ckpt)" for part, path in paths.items() if path is None
+    ]
+    missing += [f"{name}/config.json" for name in settings if not (directory / name / "config.json").is_file()]
+    if missing:
+        raise InputError("\n  ".join([f"{directory} is not the layout of published weights; missing:", *missing]))
+    return {part: open_tensors(path) for part, path in paths.items() if path is not None}
 
 
 def _read(
     directory: Path, files: dict[Part, TensorFile], config: AnimatorConfig
-) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
-    """Every leaf that the files hold, in their dtype."""
-    problems = []
-    plan = _match(files, flax.traverse_util.flatten_dict(parameter_shapes(config)), problems)
+) -> Iterator[tuple[LeafPath, np.ndarray]]:
+    """All leaves that the files hold, one after another, in their dtype."""
+    shapes = flax.traverse_util.flatten_dict(parameter_shapes(config))
+    sources, problems = _match(files, shapes)
     if problems:
         raise InputError("\n  ".join([f"the weights under {directory} do not fit together:", *problems]))
-    for file, name, path in plan:
+    for path, (file, name) in sources.items():
         x = file.read(name)
         if not np.isfinite(x.astype(np.float32, copy=False)).all():
             problems.append(f"{file.path.relative_to(directory)}: {name} holds NaN or infinity")
@@ -106,57 +179,65 @@ def _read(
         raise InputError("\n  ".join([f"the weights under {directory} are damaged:", *problems]))
 
 
-def _open_files(directory: Path, parts: Sequence[Part], settings: Sequence[str]) -> dict[Part, TensorFile]:
-    if not directory.is_dir():
-        raise InputError(f"expected a folder of weights, found nothing at {directory}")
-    found = {part: part.find(directory) for part in parts}
-    missing = [
-        f"{part.folder}/{part.stem}.safetensors (or .bin, .ckpt)" for part, path in found.items() if path is None
-    ]
-    missing += [f"{name}/config.json" for name in settings if not (directory / name / "config.json").is_file()]
-    if missing:
-        raise InputError("\n  ".join([f"{directory} is not the layout of published weights; missing:", *missing]))
-    return {part: open_tensors(path) for part, path in found.items()}
-
-
 def _match(
-    files: dict[Part, TensorFile], shapes: dict, problems: list[str]
-) -> list[tuple[TensorFile, str, tuple[str, ...]]]:
-    """Which tensor fills which leaf. Whatever does not fit is added to `problems`, and all of it: nobody mends ten names one by one."""
-    plan: dict[tuple[str, ...], tuple[TensorFile, str]] = {}
+    files: dict[Part, TensorFile], shapes: dict[LeafPath, jax.ShapeDtypeStruct]
+) -> tuple[dict[LeafPath, tuple[TensorFile, str]], list[str]]:
+    """The file and the name of the tensor for each leaf, and all problems with all files, to be mended together."""
+    sources: dict[LeafPath, tuple[TensorFile, str]] = {}
+    problems = []
     for part, file in files.items():
-        where = f"{part.folder}/{file.path.name}"
-        own = {published_name(path): path for path in shapes if part.holds(path)}
-        # the temporal file may also replace what came with Stable Diffusion
-        others = {published_name(path): path for path in shapes if part.temporal and path[0] == part.root}
-        overridden = 0
-        names: dict[str, str] = {}
-        for name in file.shapes:
-            current = current_name(name)
-            if current in names:
-                problems.append(f"{where}: {name} and {names[current]} are the same tensor")
-            names[current] = name
-        for current, name in names.items():
-            path = own.get(current) or others.get(current)
-            if path is None:
-                if current not in IGNORED:
-                    problems.append(f"{where}: {name} {file.shapes[name]} is not a tensor of this network")
-                continue
+        names, complaints = _match_file(part, file, shapes)
+        problems += complaints
+        replaced = len(names.keys() & sources.keys())
+        if replaced:
+            label = _label(part, file)
+            log.info("%s holds the whole video UNet: %d of its tensors replace Stable Diffusion's", label, replaced)
+        sources |= {path: (file, name) for path, name in names.items()}
+    return sources, problems
+
+
+def _match_file(
+    part: Part, file: TensorFile, shapes: dict[LeafPath, jax.ShapeDtypeStruct]
+) -> tuple[dict[LeafPath, str], list[str]]:
+    """The name in `file` of the tensor for each leaf that it holds, and all problems."""
+    label = _label(part, file)
+    required = {published_name(path): path for path in shapes if part.holds(path)}
+    # The temporal file may hold the rest of its UNet too.
+    welcome = {published_name(path): path for path in shapes if part.temporal and path[0] == part.root}
+    names, problems = _current_names(label, file)
+    matched = {}
+    for current, name in names.items():
+        path = required.get(current) or welcome.get(current)
+        if path is not None:
+            matched[path] = name
+        elif current != POSITION_IDS:
+            problems.append(f"{label}: {name} {file.shapes[name]} is not a tensor of this network")
+    for path, name in matched.items():
+        expected = published_shape(path, shapes[path].shape)
+        if file.shapes[name] != expected:
+            leaf = "/".join(path)
+            problems.append(f"{label}: {name} has shape {file.shapes[name]}, expected {expected} for {leaf}")
+    for current, path in required.items():
+        if current not in names:
             expected = published_shape(path, shapes[path].shape)
-            if file.shapes[name] != expected:
-                problems.append(
-                    f"{where}: {name} has shape {file.shapes[name]}, expected {expected} for {'/'.join(path)}"
-                )
-            overridden += path in plan
-            plan[path] = file, name
-        problems += [
-            f"{where}: {name} {published_shape(path, shapes[path].shape)} is missing, needed for {'/'.join(path)}"
-            for name, path in own.items()
-            if name not in names
-        ]
-        if overridden:
-            log.info("%s holds the whole video UNet: %d of its tensors replace Stable Diffusion's", where, overridden)
-    return [(file, name, path) for path, (file, name) in plan.items()]
+            problems.append(f"{label}: {current} {expected} is missing, needed for {'/'.join(path)}")
+    return matched, problems
+
+
+def _current_names(label: str, file: TensorFile) -> tuple[dict[str, str], list[str]]:
+    """Current name -> name in the file, and a problem for each name that two tensors share."""
+    names: dict[str, str] = {}
+    problems = []
+    for name in file.shapes:
+        current = current_name(name)
+        if current in names:
+            problems.append(f"{label}: {name} and {names[current]} are the same tensor")
+        names[current] = name
+    return names, problems
+
+
+def _label(part: Part, file: TensorFile) -> str:
+    return f"{part.folder}/{file.path.name}"
 
 
 def _read_tokenizer(directory: Path, config: AnimatorConfig) -> Tokenizer:
@@ -167,41 +248,57 @@ def _read_tokenizer(directory: Path, config: AnimatorConfig) -> Tokenizer:
     return Tokenizer.from_directory(folder, config.text.positions)
 
 
-def save_pretrained(model: Model, directory: str | Path) -> None:
-    """Write a model in the layout `load_pretrained` reads and the published PyTorch tools use, in the dtype of its parameters.
+# -- Saving
 
-    Reading it back gives bit-equal parameters. Raises InputError where the folder exists and is not empty, and for an ablated model: the layout has
-    no place for its parts.
+
+def save_pretrained(model: Model, directory: str | Path) -> None:
+    """Write a model in the published layout, which `load_pretrained` and the published PyTorch tools read.
+
+    Reading it back gives parameters that are equal bit for bit.
+
+    Args:
+      model: The model; the files get the dtype of its parameters.
+      directory: A new or empty folder; `~` is the home folder.
+
+    Raises:
+      InputError: The folder is not empty. Or the layout has no place for a part of the model: it is an ablation, or it
+        has no temporal layers.
     """
-    directory = Path(directory)
-    if (model.config.appearance, model.config.renders) != (APPEARANCES[0], RENDERS[0]):
-        found = f"{model.config.appearance!r} and {model.config.renders!r}"
+    directory = _expand(directory)
+    published = (APPEARANCES[0], RENDERS[0])
+    if (model.config.appearance, model.config.renders) != published:
         raise InputError(
-            f"expected a model with the appearance {APPEARANCES[0]!r} and the renders {RENDERS[0]!r}, found {found}"
+            "expected a model with the appearance {!r} and the renders {!r}, found {!r} and {!r}".format(
+                *published, model.config.appearance, model.config.renders
+            )
         )
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"expected a new or empty folder for the weights, found files in {directory}")
-    flat = flax.traverse_util.flatten_dict(model.params)
+    configs.write_configs(directory, PublishedConfigs(model.config, model.schedule, model.size))
+    _write_tokenizer(directory / TOKENIZER, model.tokenizer)
+    leaves = sorted(flax.traverse_util.flatten_dict(model.params).items())
     for part in PARTS:
-        folder = directory / part.folder
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = (
-            (published_name(path), to_published(path, np.asarray(x)))
-            for path, x in sorted(flat.items())
-            if part.holds(path)
-        )
-        if part.temporal:
-            write_torch_archive(folder / f"{part.stem}.ckpt", ((f"module.{name}", x) for name, x in tensors))
-        else:
-            write_safetensors(folder / f"{part.stem}.safetensors", dict(tensors) | _buffers(part, model.config))
-    configs.write_configs(directory, model.config, model.schedule)
-    if model.tokenizer.vocabulary is not None:
-        folder = directory / TOKENIZER
-        folder.mkdir(parents=True)
-        (folder / "vocab.json").write_text(model.tokenizer.vocabulary, "utf-8")
-        (folder / "merges.txt").write_text(model.tokenizer.merges, "utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps(configs.tokenizer_json(model.tokenizer), indent=2))
+        _write_part(directory, part, [(path, x) for path, x in leaves if part.holds(path)])
 
 
-def _buffers(part: Part, config: AnimatorConfig) -> dict[str, np.ndarray]:
-    return {IGNORED[0]: np.arange(config.text.positions)[None]} if part.root == "text" else {}
+def _write_part(directory: Path, part: Part, leaves: Sequence[tuple[LeafPath, jax.Array]]) -> None:
+    folder = directory / part.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = ((published_name(path), to_published(path, np.asarray(x))) for path, x in leaves)
+    if part.temporal:
+        write_torch_archive(folder / f"{part.stem}.ckpt", ((f"module.{name}", x) for name, x in tensors))
+        return
+    contents = dict(tensors)
+    if part.root == "text":
+        positions = len(contents["text_model.embeddings.position_embedding.weight"])
+        contents[POSITION_IDS] = np.arange(positions)[None]
+    write_safetensors(folder / f"{part.stem}.safetensors", contents)
+
+
+def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
+    if tokenizer.vocabulary is None or tokenizer.merges is None:
+        return
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(tokenizer.vocabulary, "utf-8")
+    (folder / "merges.txt").write_text(tokenizer.merges, "utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(configs.tokenizer_json(tokenizer), indent=2))

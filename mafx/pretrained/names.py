@@ -1,17 +1,19 @@
-"""Published tensors and leaves of our tree: how one is called and shaped in terms of the other.
+"""Names and shapes of tensors in the published files, and of the same tensors in our tree of parameters.
 
-Our modules carry the published names, so a name follows from a path by a few rewrites; there is no table of tensors. PyTorch's kernels are
-`out in (rows columns)`, ours `(rows columns) in out`; its 1x1 convolutions are dense layers here.
+A leaf of our tree has a path, for example `("unet", "encoder", "conv_in", "kernel")`. Our modules carry the published
+names, so a few rewrites turn a path into the published name, and no table of tensors is needed. The values differ in
+layout: PyTorch's kernels are `out in` or `out in rows columns`, ours `in out` or `rows columns in out`. PyTorch's 1x1
+convolutions are dense layers here.
 """
 
 import re
 
 import numpy as np
 
-Path = tuple[str, ...]
+LeafPath = tuple[str, ...]
 
-REWRITES = (
-    (r"^(unet|appearance|control)\.(encoder|decoder)\.", ""),  # the halves of a UNet are ours
+REWRITES = (  # regular expressions and replacements, applied one after another to a path joined by dots
+    (r"^(unet|appearance|control)\.(encoder|decoder)\.", ""),  # published UNets are not divided into two halves
     (r"^(unet|appearance|control|autoencoder)\.", ""),
     (r"^text\.(token_embedding|position_embedding)\.", r"text_model.embeddings.\1."),
     (r"^text\.layers_", "text_model.encoder.layers_"),
@@ -25,20 +27,20 @@ REWRITES = (
     (r"\.pe$", ".pos_encoder.pe"),
     (r"\.(kernel|scale|embedding)$", ".weight"),
 )
-POINTWISE = re.compile(
+POINTWISE = re.compile(  # published names of 1x1 convolutions
     r"(conv_shortcut|quant_conv|controlnet_down_blocks\.\d+|controlnet_mid_block|attentions\.\d+\.proj_(in|out))\.weight$"
 )
-OLD_NAMES = (  # of the autoencoder's attention, before diffusers 0.17
+OLD_NAMES = (  # the attention of the autoencoder as diffusers named it before 0.17
     (r"(mid_block\.attentions\.0\.)query\.", r"\1to_q."),
     (r"(mid_block\.attentions\.0\.)key\.", r"\1to_k."),
     (r"(mid_block\.attentions\.0\.)value\.", r"\1to_v."),
     (r"(mid_block\.attentions\.0\.)proj_attn\.", r"\1to_out.0."),
 )
-WRAPPERS = re.compile(r"^(module\.|unet\.)+")  # left by DataParallel and by pipelines
+WRAPPERS = re.compile(r"^(module\.|unet\.)+")  # prefixes that DataParallel and pipelines leave
 
 
-def published_name(path: Path) -> str:
-    """The name of a leaf of our tree in the published files."""
+def published_name(path: LeafPath) -> str:
+    """The published name of the leaf at `path`."""
     name = ".".join(path)
     for pattern, replacement in REWRITES:
         name = re.sub(pattern, replacement, name)
@@ -46,40 +48,44 @@ def published_name(path: Path) -> str:
 
 
 def current_name(name: str) -> str:
-    """A name as found in a file, freed of wrappers and brought to today's spelling."""
+    """A name from a file, without the prefixes of wrappers and with old names of layers replaced by current ones."""
     name = WRAPPERS.sub("", name)
     for pattern, replacement in OLD_NAMES:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def published_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a leaf of our tree in the published files."""
+def published_shape(path: LeafPath, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The published shape of the leaf at `path`, which has `shape` in our tree."""
     if path[-1] == "pe":
         return (1, *shape)
     if path[-1] != "kernel":
         return shape
     if len(shape) == 4:
-        return shape[3], shape[2], shape[0], shape[1]
-    return (shape[1], shape[0], 1, 1) if POINTWISE.search(published_name(path)) else shape[::-1]
+        rows, columns, inputs, outputs = shape
+        return outputs, inputs, rows, columns
+    inputs, outputs = shape
+    return (outputs, inputs, 1, 1) if _is_pointwise(path) else (outputs, inputs)
 
 
-def from_published(path: Path, x: np.ndarray) -> np.ndarray:
-    """A published tensor as the leaf at `path`."""
+def from_published(path: LeafPath, x: np.ndarray) -> np.ndarray:
+    """The leaf at `path`, from a published tensor `x`."""
     if path[-1] == "pe":
         return x[0]
     if path[-1] != "kernel":
         return x
-    return (
-        x.transpose(2, 3, 1, 0)
-        if x.ndim == 4 and not POINTWISE.search(published_name(path))
-        else x.reshape(x.shape[:2]).T
-    )
+    if x.ndim == 4 and not _is_pointwise(path):
+        return x.transpose(2, 3, 1, 0)
+    return x.reshape(x.shape[:2]).T
 
 
-def to_published(path: Path, x: np.ndarray) -> np.ndarray:
-    """The leaf at `path` as a published tensor, contiguous."""
+def to_published(path: LeafPath, x: np.ndarray) -> np.ndarray:
+    """The published tensor, contiguous in memory, from the leaf `x` at `path`."""
     shape = published_shape(path, x.shape)
     if path[-1] == "kernel":
         x = x.transpose(3, 2, 0, 1) if x.ndim == 4 else x.T
     return np.ascontiguousarray(x).reshape(shape)
+
+
+def _is_pointwise(path: LeafPath) -> bool:
+    return POINTWISE.search(published_name(path)) is not None
