@@ -1,9 +1,11 @@
+import pickle
+
 import numpy as np
 import pytest
 from conftest import SHARED
 from PIL import Image
 
-from mafx.data.clips import FolderClip, puppet_clips
+from mafx.data.clips import FolderClip, PuppetClip, puppet_clips
 from mafx.densepose import read_labels
 from mafx.errors import InputError
 
@@ -15,6 +17,13 @@ def test_puppets_of_training_and_test_have_nothing_in_common():
     video, motion = test[0].read(np.array([0, 5]))
     assert video.shape == motion.shape == (2, 32, 32, 3)
     assert (read_labels(motion)[1] == 0).all()
+
+
+def test_puppets_stand_still_in_frame_0():
+    a, b = (PuppetClip(identity=3, movement=movement, size=(32, 32)) for movement in (1, 2))
+    (a_first, a_later), (b_first, b_later) = (clip.read(np.array([0, 20]))[0] for clip in (a, b))
+    np.testing.assert_array_equal(a_first, b_first)
+    assert (a_later != b_later).any()
 
 
 def test_frames_do_not_depend_on_what_else_is_read():
@@ -36,6 +45,26 @@ def test_folder_of_frames(tmp_path):
         FolderClip(tmp_path)
     with pytest.raises(InputError, match="found none"):
         FolderClip(tmp_path / "images")
+
+
+def test_frames_of_a_folder_are_in_natural_order(tmp_path):
+    for kind in ("images", "densepose"):
+        (tmp_path / kind).mkdir()
+        for i in (1, 2, 10):
+            Image.fromarray(np.full((4, 6, 3), i, np.uint8)).save(tmp_path / kind / f"{i}.png")
+    clip = pickle.loads(pickle.dumps(FolderClip(tmp_path, first=1)))  # as workers receive it
+    assert clip.frames == 2
+    assert clip.read(np.arange(2))[0][:, 0, 0, 0].tolist() == [2, 10]
+
+
+def test_a_folder_may_hold_hidden_files_and_suffixes_in_upper_case(tmp_path):
+    for kind in ("images", "densepose"):
+        (tmp_path / kind).mkdir()
+        Image.new("RGB", (6, 4)).save(tmp_path / kind / "1.PNG")
+    (tmp_path / "images" / "._1.png").write_text("not a picture")
+    clip = FolderClip(tmp_path)
+    assert clip.frames == 1
+    assert clip.read(np.array([0]))[1].shape == (1, 4, 6, 3)
 
 
 def test_real_clip():

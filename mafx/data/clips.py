@@ -1,4 +1,7 @@
-"""Clips: what training and evaluation read from, whatever the data set. A clip gives any of its frames with their renders."""
+"""Clips: what training and evaluation read, whatever the data set.
+
+A clip gives any of its frames with their renders.
+"""
 
 import dataclasses
 from fractions import Fraction
@@ -12,22 +15,49 @@ from mafx.data import puppets
 from mafx.densepose import draw_labels
 from mafx.errors import InputError
 
+TEST_SEEDS = 1_000_000  # identities and movements from here on are never trained on
+HALVES = ("images", "densepose")  # folders of a clip's frames and of their renders
+
 
 class Clip(Protocol):
-    """One person moving in front of one background."""
+    """One person who moves in front of one background."""
 
-    name: str
-    frames: int
-    fps: Fraction
+    @property
+    def name(self) -> str:
+        """Unique within the data set."""
+        ...
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        ...
+
+    @property
+    def fps(self) -> Fraction:
+        """Frames per second."""
+        ...
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Frames and their DensePose renders, both uint8 `f H W 3`, of one size for the whole clip."""
+        """Read some frames.
+
+        Args:
+          indices: Integers `f`, in any order, also repeated.
+
+        Returns:
+          The frames and their renders, both uint8 `f H W 3`, of one size for the whole clip.
+        """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PuppetClip:
-    """A clip that is drawn when it is read. Frame 0 of a facing clip is the puppet standing, seen from the front."""
+    """A clip of a puppet, drawn when it is read. In frame 0 the puppet stands still and faces the viewer.
+
+    Attributes:
+      identity: Seed of what the puppet looks like.
+      movement: Seed of how it moves.
+      size: Rows and columns in pixels.
+    """
 
     identity: int
     movement: int
@@ -40,43 +70,63 @@ class PuppetClip:
         return f"puppet{self.identity:06d}-{self.movement:06d}"
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        who, how = puppets.Identity.draw(self.identity), puppets.Movement.draw(self.movement)
-        pose = lambda i: puppets.STANDING if i == 0 else how.at(float(i / self.fps))  # noqa: E731
-        drawn = [puppets.render(who, pose(int(i)), self.size) for i in indices]
-        video, labels = (np.stack(x) for x in zip(*drawn, strict=True))
+        identity = puppets.Identity.from_seed(self.identity)
+        movement = puppets.Movement.from_seed(self.movement)
+
+        def pose(frame: int) -> puppets.Pose:
+            return puppets.STANDING if frame == 0 else movement.pose_at(float(frame / self.fps))
+
+        drawn = [puppets.draw_puppet(identity, pose(int(i)), self.size) for i in indices]
+        video, labels = (np.stack(pictures) for pictures in zip(*drawn, strict=True))
         return video, draw_labels(labels)
 
 
-TEST_SEEDS = 1_000_000  # identities and motions from here on are never trained on
-
-
 def puppet_clips(split: str, count: int, size: media.Size, frames: int = 96) -> list[PuppetClip]:
-    """`count` clips, each of an own identity and motion; those of "train" and "test" have none in common."""
+    """Make clips, each with an identity and a movement of its own.
+
+    Args:
+      split: "train" or "test", which have no identity and no movement in common.
+      count: Number of clips.
+      size: Rows and columns in pixels.
+      frames: Frames of each clip.
+
+    Returns:
+      The clips. They are drawn when they are read.
+    """
     first = {"train": 0, "test": TEST_SEEDS}[split]
     return [PuppetClip(first + i, first + i, size, frames) for i in range(count)]
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderClip:
-    """A folder with `images/` and `densepose/`, whose pictures have equal names; frames from `first` to before `last`."""
+    """A folder with `images/` and `densepose/`, in which a frame and its render have the same name.
+
+    Names are in natural order, so that frame 2 comes before frame 10. Hidden files are ignored.
+
+    Attributes:
+      path: The folder.
+      first: Index of the first frame that belongs to the clip.
+      last: Index behind the last one; None takes all.
+
+    Raises:
+      InputError: The pictures of the two folders are not the same, or there are none.
+    """
 
     path: Path
     first: int = 0
     last: int | None = None
     fps: Fraction = media.DEFAULT_FPS
+    _names: tuple[str, ...] = dataclasses.field(init=False, repr=False, compare=False)
 
-    def __post_init__(self):
-        images, renders = (
-            {p.name for p in (self.path / kind).glob("*") if p.suffix in media.PICTURES}
-            for kind in ("images", "densepose")
-        )
+    def __post_init__(self) -> None:
+        images, renders = ([p.name for p in media.picture_files(self.path / half)] for half in HALVES)
         if not images or images != renders:
-            odd = sorted(images ^ renders)
-            found = f"only one of them for {', '.join(odd[:3])}" if odd else "none"
+            odd = sorted({*images} ^ {*renders}, key=media.natural_order)
+            reason = f"only one of them for {', '.join(odd[:3])}" if odd else "none"
             raise InputError(
-                f"expected pictures of equal names in {self.path}/images and {self.path}/densepose, found {found}"
+                f"expected pictures of equal names in {self.path}/images and {self.path}/densepose, found {reason}"
             )
-        object.__setattr__(self, "_names", sorted(images)[self.first : self.last])
+        object.__setattr__(self, "_names", tuple(images[self.first : self.last]))  # how a frozen dataclass sets a field
 
     @property
     def name(self) -> str:
@@ -88,7 +138,5 @@ class FolderClip:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         names = [self._names[i] for i in indices]
-        video, motion = (
-            np.stack([media.read_image(self.path / kind / name) for name in names]) for kind in ("images", "densepose")
-        )
+        video, motion = (np.stack([media.read_image(self.path / half / name) for name in names]) for half in HALVES)
         return video, motion

@@ -1,8 +1,11 @@
-"""Puppets: procedurally drawn people with exact DensePose renders, for examples, tests and training without any download.
+"""Puppets: drawn people with exact DensePose labels, for examples, tests and training without any download.
 
-A puppet is a skeleton in space, dressed in tapered capsules; it turns around, so that its back becomes visible, which its front says nothing about.
-What it looks like (`Identity`) and how it moves (`Movement`) are drawn independently from seeds. World axes: x right in the image, y up, z towards
-the viewer; one unit is half the image. A puppet that faces the viewer has its right hand at the left of the image.
+A puppet is a skeleton in space that wears tapered capsules. It turns around, and so shows its back, about which its
+front says nothing. Two seeds decide what it looks like (`Identity`) and how it moves (`Movement`), independently.
+
+World axes: x to the right of the picture, y up, z towards the viewer. One unit is half of the picture's shorter side.
+Lengths below are in these units, angles in radians, colours RGB in [0, 1]. A puppet that faces the viewer has its
+right hand at the left of the picture.
 """
 
 import colorsys
@@ -10,7 +13,9 @@ import dataclasses
 
 import numpy as np
 
-# Labels of the back and the front of each part, as DensePose numbers them; the head is halved left and right.
+from mafx.media import Size, to_uint8
+
+# DensePose's labels of the back and the front of each part. The two halves of the head are left and right instead.
 LABELS = {
     "torso": (1, 2), "hand_r": (3, 3), "hand_l": (4, 4), "foot_l": (5, 5), "foot_r": (6, 6),
     "thigh_r": (7, 9), "thigh_l": (8, 10), "shin_r": (11, 13), "shin_l": (12, 14),
@@ -18,10 +23,40 @@ LABELS = {
 }  # fmt: skip
 HEAD = {"right": 23, "left": 24}
 
+# Mean and reach of each angle of a pose.
+JOINTS = {
+    "arm_r": (0, 0.9), "arm_l": (0, 0.9), "raise_r": (0.5, 0.6), "raise_l": (0.5, 0.6),
+    "elbow_r": (0.7, 0.6), "elbow_l": (0.7, 0.6), "leg_r": (0, 0.5), "leg_l": (0, 0.5), "spread": (0.1, 0.1),
+    "knee_r": (0.35, 0.3), "knee_l": (0.35, 0.3), "lean": (0, 0.12), "nod": (0, 0.2), "sway": (0, 0.4),
+}  # fmt: skip
+
+# Joint angles, "yaw" (0 faces the viewer), and "sway", a length: how far to the side the puppet stands.
+Pose = dict[str, float]
+
+STANDING: Pose = dict.fromkeys(JOINTS, 0.0) | {
+    "raise_r": 0.35,
+    "raise_l": 0.35,
+    "elbow_r": 0.2,
+    "elbow_l": 0.2,
+    "spread": 0.12,
+    "yaw": 0.0,
+}
+
+
+# -- What a puppet looks like
+
 
 @dataclasses.dataclass(frozen=True)
 class Cloth:
-    """A fabric: colours of front and back, and a pattern of stripes along or around the limb, or dots, in a second colour."""
+    """A fabric, possibly with a pattern.
+
+    Attributes:
+      front: Colour of the body's front, `3`.
+      back: Colour of the body's back.
+      second: Colour of the pattern.
+      pattern: "plain", "hoops" around the limb, "stripes" along it, or "dots".
+      repeats: Number of times that the pattern repeats.
+    """
 
     front: np.ndarray
     back: np.ndarray
@@ -30,20 +65,66 @@ class Cloth:
     repeats: float
 
     def colour(self, along: np.ndarray, around: np.ndarray, front: np.ndarray) -> np.ndarray:
-        """Colours `p 3` at surface coordinates `p`: `along` in [0, 1], `around` in radians from the body's front."""
-        phase = {"plain": 0 * along, "hoops": along, "stripes": around / np.pi, "dots": along}[
-            self.pattern
-        ] * self.repeats
-        marked = np.sin(2 * np.pi * phase) > 0.3
-        if self.pattern == "dots":
-            marked = (np.sin(2 * np.pi * phase) > 0) & (np.sin(2 * self.repeats * around) > 0)
+        """Colours at `p` points of a limb's surface.
+
+        Args:
+          along: Position along the limb, `p`, 0 to 1.
+          around: Angle from the body's front, `p`.
+          front: Whether the point is at the body's front, bool `p`.
+
+        Returns:
+          float64 `p 3`.
+        """
         base = np.where(front[:, None], self.front, self.back)
+        if self.pattern == "plain":
+            return base
+        position = around / np.pi if self.pattern == "stripes" else along
+        wave = np.sin(2 * np.pi * (position * self.repeats))
+        marked = wave > 0.3
+        if self.pattern == "dots":
+            marked = (wave > 0) & (np.sin(2 * self.repeats * around) > 0)
         return np.where(marked[:, None], self.second, base)
 
 
 @dataclasses.dataclass(frozen=True)
+class Background:
+    """A wall, whose colour changes from left to right and in waves, and a floor.
+
+    Attributes:
+      left: Colour of the wall's left end, `3`.
+      right: Colour of its right end.
+      floor: Colour of the floor.
+      waves: `k 5`: two components of the direction, phase, amplitude, and hue as an angle.
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+    floor: np.ndarray
+    waves: np.ndarray
+
+    def colour(self, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
+        """Colours, float32 `H W 3`, at rows `ys` and columns `xs`, both in world units."""
+        across = ((xs + 1) / 2).clip(0, 1)[None, :, None]
+        picture = np.broadcast_to((1 - across) * self.left + across * self.right, (len(ys), len(xs), 3))
+        picture = picture.astype(np.float32)
+        for kx, ky, phase, amplitude, hue in self.waves.astype(np.float32):
+            wave = amplitude * np.sin(kx * xs[None, :] + ky * ys[:, None] + phase)
+            picture = picture + wave[..., None] * np.cos(hue + np.arange(3, dtype=np.float32))
+        ground = ys < -0.8
+        picture[ground] = self.floor + 0.3 * (picture[ground] - picture.mean((0, 1)))
+        return picture
+
+
+@dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a puppet looks like, and what stands behind it."""
+    """What a puppet looks like, and what is behind it.
+
+    Attributes:
+      skin: Colour, `3`; likewise `hair` and `shoes`.
+      shirt: Cloth of torso and upper arms; of lower arms too, with `long_sleeves`.
+      trousers: Cloth of thighs and shins.
+      height: Scale of the whole puppet; `width` scales the trunk, and `head` the head.
+    """
 
     skin: np.ndarray
     hair: np.ndarray
@@ -55,12 +136,11 @@ class Identity:
     height: float
     width: float
     head: float
-    background: tuple[
-        np.ndarray, ...
-    ]  # colours of the wall's two ends, of the floor, and waves `k 5`: direction, phase, amplitude, hue
+    background: Background
 
     @classmethod
-    def draw(cls, seed: int) -> "Identity":
+    def from_seed(cls, seed: int) -> "Identity":
+        """Choose an identity. The order of the random draws below is part of the data set."""
         rng = np.random.default_rng([seed, 1])
 
         def colour(low: float, high: float) -> np.ndarray:
@@ -74,7 +154,8 @@ class Identity:
             pattern = str(rng.choice(["plain", "hoops", "stripes", "dots"], p=[1 / 2, 1 / 6, 1 / 6, 1 / 6]))
             return Cloth(front, front if rng.random() < 0.75 else other, second, pattern, rng.uniform(1, 2.5))
 
-        tone, wall = rng.uniform(0, 1), rng.uniform(0.4, 0.8)
+        tone = rng.uniform(0, 1)
+        wall = rng.uniform(0.4, 0.8)
         ranges = (-9, 9), (-9, 9), (0, 2 * np.pi), (0.02, 0.05), (0, 2 * np.pi)
         waves = np.stack([rng.uniform(low, high, 4) for low, high in ranges], axis=1)
         return cls(
@@ -88,64 +169,63 @@ class Identity:
             height=rng.uniform(0.86, 1.0),
             width=rng.uniform(0.8, 1.25),
             head=rng.uniform(0.9, 1.15),
-            background=(wall + colour(-0.1, 0.1), wall + colour(-0.1, 0.1), 0.7 * wall + colour(-0.1, 0.1), waves),
+            background=Background(
+                wall + colour(-0.1, 0.1), wall + colour(-0.1, 0.1), 0.7 * wall + colour(-0.1, 0.1), waves
+            ),
         )
+
+
+# -- How it moves
 
 
 @dataclasses.dataclass(frozen=True)
 class Movement:
-    """How a puppet moves: every joint angle is a sum of two sines of time, and the whole body turns."""
+    """How a puppet moves: every angle is a sum of two sines of time, and the whole body turns.
 
-    offset: np.ndarray  # per angle
-    amplitude: np.ndarray  # per angle and sine
-    frequency: np.ndarray  # likewise, in Hz
+    Attributes:
+      offset: Mean of each angle, in the order of `JOINTS`.
+      amplitude: Of each angle and sine, `angles 2`.
+      frequency: In Hz, `angles 2`.
+      phase: `angles 2`.
+      turn: First yaw, its speed per second, and the amplitude of its swing.
+    """
+
+    offset: np.ndarray
+    amplitude: np.ndarray
+    frequency: np.ndarray
     phase: np.ndarray
-    turn: tuple[float, float, float]  # start, radians per second, swing
-
-    ANGLES = (
-        "arm_r",
-        "arm_l",
-        "raise_r",
-        "raise_l",
-        "elbow_r",
-        "elbow_l",
-        "leg_r",
-        "leg_l",
-        "spread",
-        "knee_r",
-        "knee_l",
-        "lean",
-        "nod",
-        "sway",
-    )
+    turn: tuple[float, float, float]
 
     @classmethod
-    def draw(cls, seed: int) -> "Movement":
+    def from_seed(cls, seed: int) -> "Movement":
+        """Choose a movement. The order of the random draws below is part of the data set."""
         rng = np.random.default_rng([seed, 2])
-        offset = np.array([0, 0, 0.5, 0.5, 0.7, 0.7, 0, 0, 0.1, 0.35, 0.35, 0, 0, 0])
-        reach = np.array([0.9, 0.9, 0.6, 0.6, 0.6, 0.6, 0.5, 0.5, 0.1, 0.3, 0.3, 0.12, 0.2, 0.4])
-        shape = (len(offset), 2)
+        mean, reach = np.array(list(JOINTS.values())).T
+        shape = (len(JOINTS), 2)
         turning = rng.random() < 0.6
         speed = float(rng.choice([-1, 1]) * rng.uniform(0.8, 2.2)) if turning else 0.0
         return cls(
-            offset=offset + rng.uniform(-0.3, 0.6, len(offset)) * reach,
+            offset=mean + rng.uniform(-0.3, 0.6, len(JOINTS)) * reach,
             amplitude=reach[:, None] * rng.uniform(0.2, 0.7, shape),
             frequency=rng.uniform(0.25, 1.1, shape),
             phase=rng.uniform(0, 2 * np.pi, shape),
             turn=(float(rng.uniform(-0.5, 0.5)), speed, float(rng.uniform(0, 0.5))),
         )
 
-    def at(self, seconds: float) -> dict[str, float]:
-        """Joint angles in radians, and "sway", how far to the side the puppet stands; "yaw" is 0 where the puppet faces the viewer."""
+    def pose_at(self, seconds: float) -> Pose:
+        """The pose at a time."""
         angles = self.offset + (self.amplitude * np.sin(2 * np.pi * self.frequency * seconds + self.phase)).sum(1)
         start, speed, swing = self.turn
-        named = dict(zip(self.ANGLES, angles.tolist(), strict=True))
-        return named | {"yaw": start + speed * seconds + swing * np.sin(2.1 * seconds)}
+        pose = dict(zip(JOINTS, angles.tolist(), strict=True))
+        return pose | {"yaw": start + speed * seconds + swing * np.sin(2.1 * seconds)}
+
+
+# -- Skeleton
 
 
 @dataclasses.dataclass(frozen=True)
 class Capsule:
-    """A tapered limb between two points `xyz`, in camera space, and the directions of the body's front and left there."""
+    """A tapered limb between two points `xyz`, with a radius at each."""
 
     part: str
     start: np.ndarray
@@ -153,124 +233,197 @@ class Capsule:
     radii: tuple[float, float]
 
 
+def skeleton(identity: Identity, pose: Pose) -> list[Capsule]:
+    """The capsules of a puppet in a pose, as they stand in the world."""
+    lean = pose["lean"]
+    up = np.array([np.sin(lean), np.cos(lean), 0.0])
+    hips = np.array([0.0, -0.08, 0.0])
+    chest = hips + 0.42 * up
+    capsules = [*_torso(identity, hips, chest), _head(identity, hips + 0.56 * up, up, pose["nod"])]
+    for side, sign in (("r", -1.0), ("l", 1.0)):  # the puppet's right is at negative x
+        capsules += _arm(identity, pose, side, sign, chest)
+        capsules += _leg(identity, pose, side, sign, hips)
+    return _place(capsules, identity.height, pose)
+
+
+def _torso(identity: Identity, hips: np.ndarray, chest: np.ndarray) -> list[Capsule]:
+    """Three columns, which together are flat."""
+    w = identity.width
+    columns = [np.array([x * w, 0, 0]) for x in (-0.11, 0.0, 0.11)]
+    radii = 0.105 * w**0.5, 0.115 * w**0.5
+    return [Capsule("torso", hips + 0.8 * column, chest + 1.1 * column, radii) for column in columns]
+
+
+def _head(identity: Identity, neck: np.ndarray, up: np.ndarray, nod: float) -> Capsule:
+    crown = neck + (0.14 + 0.02 * np.cos(nod)) * identity.head * up + np.array([0, 0, 0.06 * np.sin(nod)])
+    return Capsule("head", neck + 0.03 * up, crown, (0.07, 0.14 * identity.head))
+
+
+def _arm(identity: Identity, pose: Pose, side: str, sign: float, chest: np.ndarray) -> list[Capsule]:
+    swing, lift = pose[f"arm_{side}"], pose[f"raise_{side}"]
+    bend = max(0.0, pose[f"elbow_{side}"])
+    upper = _direction(swing, lift * sign)
+    lower = _direction(swing + bend, lift * sign * 1.3)
+    shoulder = chest + np.array([0.24 * identity.width * sign, 0.02, 0])
+    elbow = shoulder + 0.26 * upper
+    wrist = elbow + 0.22 * lower
+    return [
+        Capsule(f"upper_arm_{side}", shoulder, elbow, (0.085, 0.07)),
+        Capsule(f"lower_arm_{side}", elbow, wrist, (0.07, 0.055)),
+        Capsule(f"hand_{side}", wrist + 0.02 * lower, wrist + 0.06 * lower, (0.06, 0.055)),
+    ]
+
+
+def _leg(identity: Identity, pose: Pose, side: str, sign: float, hips: np.ndarray) -> list[Capsule]:
+    swing, spread = pose[f"leg_{side}"], abs(pose["spread"]) * sign
+    bend = max(0.0, pose[f"knee_{side}"])
+    hip = hips + np.array([0.11 * identity.width * sign, -0.04, 0])
+    knee = hip + 0.36 * _direction(swing, spread)
+    ankle = knee + 0.34 * _direction(swing - bend, spread)
+    heel, toes = ankle + np.array([0, -0.02, 0]), ankle + np.array([0, -0.045, 0.12])
+    return [
+        Capsule(f"thigh_{side}", hip, knee, (0.115 * identity.width**0.5, 0.09)),
+        Capsule(f"shin_{side}", knee, ankle, (0.09, 0.065)),
+        Capsule(f"foot_{side}", heel, toes, (0.06, 0.05)),
+    ]
+
+
+def _direction(swing: float, spread: float) -> np.ndarray:
+    """Direction of a hanging limb that swings forward (z) and spreads sideways (x)."""
+    return np.array([np.sin(spread) * np.cos(swing), -np.cos(spread) * np.cos(swing), np.sin(swing)])
+
+
+def _place(capsules: list[Capsule], scale: float, pose: Pose) -> list[Capsule]:
+    """Turn the capsules by the yaw, scale them, and put them on the floor, which any standing puppet's feet touch."""
+    shift = np.array([pose["sway"], -0.92 + 0.86 * scale, 0])
+    return [
+        Capsule(
+            capsule.part,
+            _rotate_yaw(capsule.start, pose["yaw"]) * scale + shift,
+            _rotate_yaw(capsule.end, pose["yaw"]) * scale + shift,
+            (capsule.radii[0] * scale, capsule.radii[1] * scale),
+        )
+        for capsule in capsules
+    ]
+
+
 def _rotate_yaw(points: np.ndarray, yaw: float) -> np.ndarray:
     cos, sin = np.cos(yaw), np.sin(yaw)
     return points @ np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
 
 
-def skeleton(identity: Identity, angles: dict[str, float]) -> list[Capsule]:
-    """The capsules of a pose, turned by its yaw and scaled to fit the image."""
-    w = identity.width
-    lean, nod = angles["lean"], angles["nod"]
-    hips, up = np.array([0.0, -0.08, 0.0]), np.array([np.sin(lean), np.cos(lean), 0.0])
-    chest, neck = hips + 0.42 * up, hips + 0.56 * up
-    parts = []
-
-    def add(part: str, start: np.ndarray, end: np.ndarray, *radii: float) -> None:
-        parts.append((part, start, end, radii))
-
-    for x in (-0.11, 0.0, 0.11):  # three columns make a flat torso
-        side = np.array([x * w, 0, 0])
-        add("torso", hips + 0.8 * side, chest + 1.1 * side, 0.105 * w**0.5, 0.115 * w**0.5)
-    crown = neck + (0.14 + 0.02 * np.cos(nod)) * identity.head * up + np.array([0, 0, 0.06 * np.sin(nod)])
-    add("head", neck + 0.03 * up, crown, 0.07, 0.14 * identity.head)
-
-    for s, sign in (("r", -1.0), ("l", 1.0)):  # the puppet's right is the viewer's left
-        shoulder = chest + np.array([0.24 * w * sign, 0.02, 0])
-        swing, lift, bend = angles[f"arm_{s}"], angles[f"raise_{s}"], angles[f"elbow_{s}"]
-        upper = _limb(swing, lift * sign)
-        lower = _limb(swing + max(0.0, bend), lift * sign * 1.3)
-        elbow = shoulder + 0.26 * upper
-        wrist = elbow + 0.22 * lower
-        add(f"upper_arm_{s}", shoulder, elbow, 0.085, 0.07)
-        add(f"lower_arm_{s}", elbow, wrist, 0.07, 0.055)
-        add(f"hand_{s}", wrist + 0.02 * lower, wrist + 0.06 * lower, 0.06, 0.055)
-
-        hip = hips + np.array([0.11 * w * sign, -0.04, 0])
-        swing, bend = angles[f"leg_{s}"], max(0.0, angles[f"knee_{s}"])
-        thigh, shin = _limb(swing, abs(angles["spread"]) * sign), _limb(swing - bend, abs(angles["spread"]) * sign)
-        knee = hip + 0.36 * thigh
-        ankle = knee + 0.34 * shin
-        add(f"thigh_{s}", hip, knee, 0.115 * w**0.5, 0.09)
-        add(f"shin_{s}", knee, ankle, 0.09, 0.065)
-        add(f"foot_{s}", ankle + np.array([0, -0.02, 0]), ankle + np.array([0, -0.045, 0.12]), 0.06, 0.05)
-
-    scale = identity.height
-    floor = np.array(
-        [angles["sway"], -0.92 + 0.86 * scale, 0]
-    )  # the feet of a standing puppet touch the floor whatever its height
-    place = lambda p: _rotate_yaw(p, angles["yaw"]) * scale + floor  # noqa: E731
-    return [
-        Capsule(part, place(start), place(end), tuple(r * scale for r in radii)) for part, start, end, radii in parts
-    ]
+# -- Drawing
 
 
-def _limb(swing: float, spread: float) -> np.ndarray:
-    """Direction of a hanging limb: swung forward (z) and spread sideways (x)."""
-    return np.array([np.sin(spread) * np.cos(swing), -np.cos(spread) * np.cos(swing), np.sin(swing)])
+def draw_puppet(identity: Identity, pose: Pose, size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a puppet in a pose, in parallel projection.
 
+    Args:
+      identity: What the puppet looks like.
+      pose: How it stands.
+      size: Rows and columns in pixels.
 
-def render(identity: Identity, angles: dict[str, float], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a pose: the picture, uint8 `H W 3`, and its DensePose labels, uint8 `H W` (0 where the background shows)."""
-    H, W = size
-    unit = min(H, W) / 2  # pixels
-    ys, xs = (
-        ((H / 2 - 0.5 - np.arange(H)) / unit).astype(np.float32),
-        ((np.arange(W) - W / 2 + 0.5) / unit).astype(np.float32),
-    )
-    picture = _background(identity, ys, xs)
+    Returns:
+      The picture, uint8 `H W 3`, and its DensePose labels, uint8 `H W`, 0 where the background shows.
+    """
+    ys, xs = _pixel_centres(size)
+    picture = identity.background.colour(ys, xs)
     labels = np.zeros(size, np.uint8)
-    depth = np.full(size, -np.inf, np.float32)
-    forward, left = _rotate_yaw(np.array([[0.0, 0, 1], [1.0, 0, 0]]), angles["yaw"]).astype(np.float32)
-    for capsule in skeleton(identity, angles):
-        (ax, ay, az), (bx, by, bz), (ra, rb) = capsule.start, capsule.end, capsule.radii
-        reach = max(ra, rb)
-        rows = slice(*np.searchsorted(-ys, [-max(ay, by) - reach, -min(ay, by) + reach]))
-        columns = slice(*np.searchsorted(xs, [min(ax, bx) - reach, max(ax, bx) + reach]))
-        y, x = ys[rows, None], xs[None, columns]
-        dx, dy = bx - ax, by - ay
-        s = np.clip(((x - ax) * dx + (y - ay) * dy) / max(dx * dx + dy * dy, 1e-6), 0, 1)
-        radius = ra + s * (rb - ra)
-        nx, ny = x - ax - s * dx, y - ay - s * dy
-        height = radius * radius - nx * nx - ny * ny  # of the surface over the axis, squared
-        z = az + s * (bz - az) + np.sqrt(np.maximum(height, 0))
-        seen = (height > 0) & (z > depth[rows, columns])
+    depth = np.full(size, -np.inf, np.float32)  # z of the nearest surface so far
+    forward, left = _rotate_yaw(np.array([[0.0, 0, 1], [1.0, 0, 0]]), pose["yaw"]).astype(np.float32)
+    for capsule in skeleton(identity, pose):
+        box = _bounding_box(capsule, ys, xs)
+        surface = _project(capsule, ys[box[0], None], xs[None, box[1]])
+        seen = (surface.height > 0) & (surface.z > depth[box])
         if not seen.any():
             continue
-        depth[rows, columns][seen] = z[seen]
-        r = radius[seen]
-        normal = np.stack([nx[seen] / r, ny[seen] / r, np.sqrt(height[seen]) / r], -1)
-        ahead, sideways = normal @ forward, normal @ left
-        if capsule.part == "head":
-            label = np.where(sideways > 0, HEAD["left"], HEAD["right"])
-            colour = _head_colour(identity, s[seen], normal[:, 1], ahead, sideways)
-        else:
-            back, front = LABELS[capsule.part]
-            label = np.where(ahead > 0, front, back)
-            colour = _body_colour(identity, capsule.part, s[seen], np.arctan2(sideways, ahead), ahead > 0)
-        labels[rows, columns][seen] = label
-        picture[rows, columns][seen] = colour * (0.7 + 0.3 * normal[:, 2:])
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8), labels
+        depth[box][seen] = surface.z[seen]
+        normal = surface.normal(seen)
+        label, colour = _paint(identity, capsule.part, surface.along[seen], normal, forward, left)
+        labels[box][seen] = label
+        picture[box][seen] = colour * (0.7 + 0.3 * normal[:, 2:])  # light comes from the viewer
+    return to_uint8(picture), labels
 
 
-def _background(identity: Identity, ys: np.ndarray, xs: np.ndarray) -> np.ndarray:
-    left, right, floor, waves = identity.background
-    across = ((xs + 1) / 2).clip(0, 1)[None, :, None]
-    picture = np.broadcast_to((1 - across) * left + across * right, (len(ys), len(xs), 3)).astype(np.float32)
-    for kx, ky, phase, amplitude, hue in waves.astype(np.float32):
-        picture = picture + amplitude * np.sin(kx * xs[None, :] + ky * ys[:, None] + phase)[..., None] * np.cos(
-            hue + np.arange(3, dtype=np.float32)
-        )
-    ground = ys < -0.8
-    picture[ground] = floor + 0.3 * (picture[ground] - picture.mean((0, 1)))
-    return picture
+def _pixel_centres(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """World coordinates of rows and columns, float32."""
+    H, W = size
+    unit = min(H, W) / 2  # pixels
+    ys = (H / 2 - 0.5 - np.arange(H)) / unit
+    xs = (np.arange(W) - W / 2 + 0.5) / unit
+    return ys.astype(np.float32), xs.astype(np.float32)
+
+
+def _bounding_box(capsule: Capsule, ys: np.ndarray, xs: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns that the capsule can touch."""
+    (ax, ay, _), (bx, by, _) = capsule.start, capsule.end
+    reach = max(capsule.radii)
+    rows = np.searchsorted(-ys, [-max(ay, by) - reach, -min(ay, by) + reach])
+    columns = np.searchsorted(xs, [min(ax, bx) - reach, max(ax, bx) + reach])
+    return slice(*rows), slice(*columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class Surface:
+    """What each pixel of a box sees of a capsule; arrays `h w`.
+
+    Attributes:
+      along: Position of the nearest point of the axis, 0 at the start, 1 at the end.
+      radius: Radius there.
+      dx: Distance to the right of that point.
+      dy: Distance above it.
+      height: Square of the surface's distance in front of the axis; negative where the pixel misses the capsule.
+      z: Of the surface.
+    """
+
+    along: np.ndarray
+    radius: np.ndarray
+    dx: np.ndarray
+    dy: np.ndarray
+    height: np.ndarray
+    z: np.ndarray
+
+    def normal(self, seen: np.ndarray) -> np.ndarray:
+        """Unit normals `p 3` of the pixels that the mask `seen` selects."""
+        front = np.sqrt(self.height[seen])
+        radius = self.radius[seen]
+        return np.stack([self.dx[seen] / radius, self.dy[seen] / radius, front / radius], -1)
+
+
+def _project(capsule: Capsule, y: np.ndarray, x: np.ndarray) -> Surface:
+    """The surface of a capsule over rows `y`, `h 1`, and columns `x`, `1 w`."""
+    (ax, ay, az), (bx, by, bz) = capsule.start, capsule.end
+    first, last = capsule.radii
+    length = max((bx - ax) ** 2 + (by - ay) ** 2, 1e-6)  # of the axis in the picture, squared; 0 if seen end on
+    along = np.clip(((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / length, 0, 1)
+    radius = first + along * (last - first)
+    dx = x - ax - along * (bx - ax)
+    dy = y - ay - along * (by - ay)
+    height = radius * radius - dx * dx - dy * dy
+    z = az + along * (bz - az) + np.sqrt(np.maximum(height, 0))
+    return Surface(along, radius, dx, dy, height, z)
+
+
+def _paint(
+    identity: Identity, part: str, along: np.ndarray, normal: np.ndarray, forward: np.ndarray, left: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels `p` and colours `p 3` of points with normals `p 3`; `forward` and `left` are the body's directions."""
+    ahead, sideways = normal @ forward, normal @ left
+    if part == "head":
+        label = np.where(sideways > 0, HEAD["left"], HEAD["right"])
+        return label, _head_colour(identity, along, normal[:, 1], ahead, sideways)
+    back, front = LABELS[part]
+    label = np.where(ahead > 0, front, back)
+    return label, _body_colour(identity, part, along, np.arctan2(sideways, ahead), ahead > 0)
 
 
 def _head_colour(
     identity: Identity, along: np.ndarray, up: np.ndarray, ahead: np.ndarray, sideways: np.ndarray
 ) -> np.ndarray:
-    hairy = (ahead < -0.1) | (up > 0.55) if identity.long_hair else (ahead < -0.35) & (up > -0.3) | (up > 0.65)
-    hairy &= along > 0.3  # not the neck
+    """Skin with hair, eyes and mouth, placed by the three components of the normal."""
+    long_hair = (ahead < -0.1) | (up > 0.55)
+    short_hair = ((ahead < -0.35) & (up > -0.3)) | (up > 0.65)
+    hairy = (long_hair if identity.long_hair else short_hair) & (along > 0.3)  # not on the neck
     eyes = (ahead > 0.5) & (np.abs(np.abs(sideways) - 0.38) < 0.13) & (np.abs(up - 0.12) < 0.12) & (along > 0.5)
     mouth = (ahead > 0.6) & (np.abs(sideways) < 0.25) & (np.abs(up + 0.45) < 0.08) & (along > 0.3)
     colour = np.where(hairy[:, None], identity.hair, identity.skin)
@@ -286,13 +439,3 @@ def _body_colour(identity: Identity, part: str, along: np.ndarray, around: np.nd
         return np.broadcast_to(identity.skin, (len(along), 3))
     cloth = identity.trousers if kind in ("thigh", "shin") else identity.shirt
     return cloth.colour(along, around, front)
-
-
-STANDING = dict.fromkeys(Movement.ANGLES, 0.0) | {
-    "raise_r": 0.35,
-    "raise_l": 0.35,
-    "elbow_r": 0.2,
-    "elbow_l": 0.2,
-    "spread": 0.12,
-    "yaw": 0.0,
-}
