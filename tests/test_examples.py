@@ -1,22 +1,27 @@
 import dataclasses
+from fractions import Fraction
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 
 from mafx.data.clips import puppet_clips
 from mafx.data.examples import ExampleOptions, Joint, batches, draw_example, read_example
+from mafx.data.latents import CHUNK, cache_latents
 from mafx.densepose import FLIPPED, read_labels
+from mafx.errors import InputError
 
 OPTIONS = ExampleOptions(frames=3, stride=4, distance=10, size=(32, 32))
 
 
 @dataclasses.dataclass(frozen=True)
 class Counter:
-    """A clip whose frames say their own number."""
+    """A clip whose frames show their own number."""
 
     frames: int = 40
     name: str = "counter"
+    fps: Fraction = Fraction(25)
 
     def read(self, indices):
         picture = np.broadcast_to(np.asarray(indices, np.uint8)[:, None, None, None], (len(indices), 8, 8, 3))
@@ -103,12 +108,12 @@ def test_joint_training_mixes_kinds_of_batches():
     images = [Counter(1, f"image{i}") for i in range(5)]
     options = dataclasses.replace(OPTIONS, size=(8, 8), distance=0)
     joint = Joint(images=0.3, frames=0.3)
-    found = take(batches([Counter()], options, 2, seed=0, images=images, joint=joint), 200)
-    kinds = [("image" if key.startswith("image") else "clip", x["video"].shape[1]) for x in found for key in x["key"]]
+    drawn = take(batches([Counter()], options, 2, seed=0, images=images, joint=joint), 200)
+    kinds = [("image" if key.startswith("image") else "clip", x["video"].shape[1]) for x in drawn for key in x["key"]]
     assert {("image", 1), ("clip", 1), ("clip", 3)} == set(kinds)
     for kind, share in ((("image", 1), 0.3), (("clip", 1), 0.3), (("clip", 3), 0.4)):
         assert kinds.count(kind) / len(kinds) == pytest.approx(share, abs=0.1)
-    for x in found:
+    for x in drawn:
         if x["key"][0].startswith("image"):
             np.testing.assert_array_equal(x["reference"], x["video"][:, 0], "an image is its own reference")
 
@@ -130,3 +135,37 @@ def test_crops_are_shared_by_an_example(rng):
         assert len(corners) == 1
         lefts |= corners
     assert len(lefts) > 5
+
+
+def test_cached_latents_are_those_of_every_frame(tmp_path):
+    shapes, clip = [], Counter(CHUNK + 3, "folder/counter")
+
+    def encode(frames):
+        shapes.append(frames.shape)
+        return frames[:, ::4, ::4, :1]
+
+    options = dataclasses.replace(OPTIONS, size=(8, 8))
+    (latents,) = cache_latents([clip], encode, options, tmp_path / "latents")
+    assert set(shapes) == {(CHUNK, 8, 8, 3)}, "programs are compiled for one shape"
+    values, motion = latents.read(np.array([CHUNK + 2, 1]))
+    assert values.shape == (2, 2, 2, 1) and values.dtype == np.float16
+    np.testing.assert_allclose((values[:, 0, 0, 0] + 1) * 127.5, [CHUNK + 2, 1], atol=0.1)
+    np.testing.assert_array_equal(motion, clip.read(np.array([CHUNK + 2, 1]))[1])
+    assert [path.name for path in (tmp_path / "latents").iterdir()] == ["folder_counter.npy"]
+
+    shapes.clear()
+    cache_latents([clip], encode, options, tmp_path / "latents")
+    assert len(shapes) <= 1, "at most the shape is asked for again"
+    with pytest.raises(InputError, match=r"expected latents of shape \(11, 2, 2, 2\).*found \(11, 2, 2, 1\)"):
+        cache_latents([clip], lambda frames: jnp.zeros((CHUNK, 2, 2, 2)), options, tmp_path / "latents")
+
+
+def test_examples_of_cached_latents_keep_their_size(tmp_path, rng):
+    options = dataclasses.replace(OPTIONS, size=(8, 8))
+    (latents,) = cache_latents([Counter()], lambda frames: frames[:, ::4, ::4, :1], options, tmp_path)
+    example = draw_example(latents, options, rng)
+    assert example["reference"].shape == (2, 2, 1) and example["video"].shape == (3, 2, 2, 1)
+    assert example["motion"].shape == (3, 8, 8, 3)
+    np.testing.assert_allclose(
+        (example["video"][:, 0, 0, 0] + 1) * 127.5 + 100, example["motion"][:, 0, 0, 0], atol=0.1
+    )

@@ -1,15 +1,16 @@
-"""From clips to batches: which frames, which reference, crop, flip; shuffled by seed, split over processes, resumable.
+"""From clips to batches: choose frames and reference, crop, flip, shuffle by seed, and split over processes.
 
-A batch is a dict of arrays: `reference` `b H W 3`, `motion` and `video` `b f H W 3`, all uint8, and `key` `b`, which says what each example shows.
-Clips with cached latents give those as `reference` `b h w c` and `video` `b f h w c`, float16. Every random choice follows from the seed and an
-example's number, before batches are split over processes: which batch comes when does not depend on how many processes or workers read.
+A batch is a dict of arrays: `reference` `b H W 3`, `motion` and `video` `b f H W 3`, all uint8, and `key` `b`, the
+description of each example. Clips with cached latents give `reference` `b h w c` and `video` `b f h w c` in float16.
+
+Every random choice follows from the seed and the number of an example, before batches are split over processes. The
+order of the batches therefore depends neither on the number of processes nor on that of reading workers.
 """
 
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 
-import grain
 import numpy as np
 
 from mafx import media
@@ -18,6 +19,15 @@ from mafx.densepose import BACKGROUND, FLIPPED, draw_labels, read_labels
 
 CROPS = ("centre", "random")
 REFERENCES = ("random", "first")
+CENTRE = (0.5, 0.5)
+ENDLESS = 2**40  # examples; grain needs a length
+READ_THREADS = 2
+READ_AHEAD = 4  # batches
+
+# Second component of the seeds, so that draws for different purposes are independent.
+KIND_SEED = 0
+EXAMPLE_SEED = 1
+SHUFFLE_SEED = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +35,14 @@ class ExampleOptions:
     """How an example is taken from a clip.
 
     Attributes:
-      frames: of the target, f.
-      stride: between them; where a clip is too short for it, the largest that fits.
-      reference: the "first" frame of the clip, or a "random" one.
-      distance: a random reference is at least so many frames away from the target's first, where the clip allows it.
-      size: rows and columns.
-      flip: mirror half of the examples, with the labels of left and right swapped.
-      crop: what to keep of frames of other proportions, "centre" or "random"; the same for all frames of an example.
+      frames: Number of target frames, f.
+      stride: Distance between them. Clips that are too short for it take the largest distance that fits.
+      reference: "first" takes the first frame of the clip, "random" any.
+      distance: Least distance of a random reference from the first target frame, where the clip allows it.
+      size: Rows and columns in pixels.
+      flip: Mirror half of the examples, with the labels of left and right swapped.
+      crop: "centre" or "random": which part is kept of frames of other proportions; the same for all frames of an
+        example.
     """
 
     frames: int = 16
@@ -45,26 +56,44 @@ class ExampleOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Joint:
-    """Image-video joint training: with r uniform in [0, 1], a batch holds images of the image set where r < images, then single frames of clips,
-    else clips. In the paper's terms `images` is tau_0 or tau_1, and `images + frames` tau_2."""
+    """Image-video joint training (MagicAnimate, arXiv 2311.16498): some batches hold single pictures.
+
+    With r uniform in [0, 1], a batch holds pictures of the image set where r < `images`, else single frames of clips
+    where r < `images + frames`, else clips. In the paper's terms `images` is tau_0 or tau_1, and `images + frames`
+    is tau_2.
+    """
 
     images: float = 0.0
     frames: float = 0.0
 
 
+# -- One example
+
+
 def draw_example(clip: Clip, options: ExampleOptions, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """One example of a clip. A clip of one frame is its own reference."""
-    stride = max(1, min(options.stride, (clip.frames - 1) // max(1, options.frames - 1)))
+    """Choose an example of a clip at random, and read it. A clip of one frame is its own reference.
+
+    Args:
+      clip: Where the frames come from.
+      options: How they are chosen.
+      rng: Advanced by the draws.
+
+    Returns:
+      An example, as `read_example` gives it.
+    """
+    longest_stride = (clip.frames - 1) // max(1, options.frames - 1)
+    stride = max(1, min(options.stride, longest_stride))
     span = (options.frames - 1) * stride
     start = int(rng.integers(0, max(1, clip.frames - span)))
     target = np.minimum(start + stride * np.arange(options.frames), clip.frames - 1)
-    far = np.flatnonzero(np.abs(np.arange(clip.frames) - start) >= options.distance)
-    reference = int(rng.choice(far)) if len(far) else int(rng.integers(clip.frames))
-    reference = 0 if options.reference == "first" else reference
+    distant = np.flatnonzero(np.abs(np.arange(clip.frames) - start) >= options.distance)
+    # Drawn also where the first frame is taken, so that this option changes no later draw.
+    reference = int(rng.choice(distant)) if len(distant) else int(rng.integers(clip.frames))
+    if options.reference == "first":
+        reference = 0
     flip = options.flip and bool(rng.random() < 0.5)
-    return read_example(
-        clip, reference, target, options, flip, tuple(rng.random(2)) if options.crop == "random" else (0.5, 0.5)
-    )
+    at = (rng.random(), rng.random()) if options.crop == "random" else CENTRE
+    return read_example(clip, reference, target, options, flip, at)
 
 
 def read_example(
@@ -73,24 +102,42 @@ def read_example(
     target: np.ndarray,
     options: ExampleOptions,
     flip: bool = False,
-    at: tuple[float, float] = (0.5, 0.5),
+    at: tuple[float, float] = CENTRE,
 ) -> dict[str, np.ndarray]:
-    """The example with given frames; `at` is where the crop lies between top and bottom, left and right."""
+    """Read the example with given frames.
+
+    Args:
+      clip: Where the frames come from.
+      reference: Index of the reference.
+      target: Indices of the target frames, `f`.
+      options: Its `size` is used.
+      flip: Whether to mirror the example.
+      at: Where the crop lies between top and bottom, and between left and right, 0 to 1.
+
+    Returns:
+      `reference` `H W 3`, `motion` and `video` `f H W 3`, and `key`, a string.
+    """
     video, motion = clip.read(np.append(reference, target))
-    motion = np.stack([media.fit(frame, options.size, background=BACKGROUND, at=at) for frame in motion])
-    if video.dtype == np.uint8:  # else they are latents
+    motion = np.stack([media.fit(render, options.size, background=BACKGROUND, at=at) for render in motion])
+    if video.dtype == np.uint8:  # cached latents have their size already
         video = np.stack([media.fit(frame, options.size, at=at) for frame in video])
     if flip:
-        video, motion = video[:, :, ::-1], draw_labels(FLIPPED[read_labels(motion[:, :, ::-1])[0]])
-    key = f"{clip.name}, reference {reference}, frames {target[0]} to {target[-1]}{', flipped' * flip}"
+        video = video[:, :, ::-1]
+        labels, _ = read_labels(motion[:, :, ::-1])
+        motion = draw_labels(FLIPPED[labels])
+    key = f"{clip.name}, reference {reference}, frames {target[0]} to {target[-1]}{', flipped' if flip else ''}"
     return {"reference": video[0], "motion": motion[1:], "video": video[1:], "key": np.array(key)}
+
+
+# -- Batches
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """One process' part of the endless row of examples, in which every `batch` in turn make a batch.
+    """The part of an endless row of examples that one process reads; consecutive `batch` of the row make a batch.
 
-    Every process has its own stretch of each batch, so that joined in the order of processes they are the batch of a single one.
+    Every process has its own stretch of each batch. Joined in the order of the processes, the stretches are the batch
+    of a single process. `batches` documents the attributes.
     """
 
     clips: Sequence[Clip]
@@ -104,26 +151,29 @@ class Examples:
     processes: int
 
     def __len__(self) -> int:
-        return 2**40
+        return ENDLESS
 
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        """Example `i` of this process."""
         share = self.batch // self.processes
-        number = self.start + i // share * self.batch + self.process * share + i % share
-        kind, rng = (
-            np.random.default_rng([self.seed, 0, number // self.batch]).random(),
-            np.random.default_rng([self.seed, 1, number]),
-        )
+        batch_of_run, place_in_share = divmod(i, share)
+        number = self.start + batch_of_run * self.batch + self.process * share + place_in_share
+        # All examples of a batch are of one kind, so that they have one shape.
+        kind = np.random.default_rng([self.seed, KIND_SEED, number // self.batch]).random()
+        rng = np.random.default_rng([self.seed, EXAMPLE_SEED, number])
         single = dataclasses.replace(self.options, frames=1)
         if kind < self.joint.images:
-            return draw_example(self.images[int(rng.integers(len(self.images)))], single, rng)
+            image = self.images[int(rng.integers(len(self.images)))]
+            return draw_example(image, single, rng)
         epoch, place = divmod(number, len(self.clips))
         clip = self.clips[_shuffled(len(self.clips), self.seed, epoch)[place]]
-        return draw_example(clip, single if kind < self.joint.images + self.joint.frames else self.options, rng)
+        options = single if kind < self.joint.images + self.joint.frames else self.options
+        return draw_example(clip, options, rng)
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=2)  # a batch spans at most two epochs, where clips are many
 def _shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, 2, epoch]).permutation(count)
+    return np.random.default_rng([seed, SHUFFLE_SEED, epoch]).permutation(count)
 
 
 def batches(
@@ -139,13 +189,32 @@ def batches(
     processes: int = 1,
     workers: int = 0,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Endless batches of `batch` examples in all, of which this process reads its share, from example number `start` on.
+    """Read batches without end. Each epoch takes every clip once, in an order of its own.
 
-    `workers` processes read ahead, or threads where it is 0.
+    Args:
+      clips: The data set.
+      options: How examples are taken from clips.
+      batch: Number of examples of a batch, over all processes.
+      seed: Of every random choice.
+      images: Clips of one frame each, for joint training.
+      joint: How often a batch holds single pictures.
+      start: Number of the first example, a multiple of `batch`: a later start continues an earlier row.
+      process: Index of this process.
+      processes: Number of processes that share each batch.
+      workers: Number of processes that read ahead; 0 reads in threads of this process.
+
+    Yields:
+      This process' share of each batch: a dict of arrays, as the module says.
+
+    Raises:
+      ValueError: The batch cannot be divided over the processes.
     """
+    import grain  # noqa: PLC0415 (slow to import)
+
     if batch % processes:
         raise ValueError(f"expected a batch that divides over {processes} processes, found {batch}")
     examples = Examples(clips, images, options, joint, batch, seed, start, process, processes)
     dataset = grain.MapDataset.source(examples).batch(batch // processes)
-    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
+    reading = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
+    dataset = dataset.to_iter_dataset(reading)
     return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(workers)) if workers else dataset)

@@ -1,4 +1,4 @@
-"""Latents on disk: every frame of a data set encoded once, so that training need not run the autoencoder."""
+"""Latents on disk: every frame of a data set is encoded once, so that training need not run the autoencoder."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -18,10 +18,17 @@ from mafx.errors import InputError
 
 CHUNK = 8  # frames that are encoded at once
 
+Encode = Callable[[jax.Array], jax.Array]
+
 
 @dataclasses.dataclass(frozen=True)
 class LatentClip:
-    """A clip whose frames are read as latents, float16 `f h w c`. Renders are the clip's own."""
+    """A clip whose frames are read as latents.
+
+    Attributes:
+      clip: Gives the renders.
+      path: A file of NumPy with the latents of all frames, float16 `f h w c`.
+    """
 
     clip: Clip
     path: Path
@@ -39,35 +46,56 @@ class LatentClip:
         return self.clip.fps
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return np.load(self.path, mmap_mode="r")[indices], self.clip.read(indices)[1]
+        """Latents, float16 `f h w c`, and renders, uint8 `f H W 3`."""
+        _, motion = self.clip.read(indices)
+        return np.load(self.path, mmap_mode="r")[indices], motion
 
 
-def cache_latents(
-    clips: Sequence[Clip], encode: Callable[[jax.Array], jax.Array], options: ExampleOptions, folder: Path
-) -> list[LatentClip]:
-    """Encode the clips that `folder` does not hold yet, each process its share. `encode`: images `b H W 3` in [-1, 1] -> latents `b h w c`."""
+def cache_latents(clips: Sequence[Clip], encode: Encode, options: ExampleOptions, folder: Path) -> list[LatentClip]:
+    """Encode the clips whose latents are not in `folder` yet. Several processes share the work and the folder.
+
+    Args:
+      clips: The data set.
+      encode: Pictures float32 `b H W 3` in [-1, 1] -> latents `b h w c`. It sees batches of `CHUNK` only.
+      options: Its `size` is that of the pictures.
+      folder: Is made where it does not exist.
+
+    Returns:
+      The clips in the same order, with their frames as latents.
+
+    Raises:
+      InputError: The folder has latents of another shape.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     cached = [LatentClip(clip, folder / f"{clip.name.replace('/', '_')}.npy") for clip in clips]
     h, w, c = jax.eval_shape(encode, jnp.zeros((CHUNK, *options.size, 3))).shape[1:]
-    for x in cached:
-        if x.path.exists() and (found := np.load(x.path, mmap_mode="r").shape) != (x.frames, h, w, c):
-            raise InputError(
-                f"expected latents of shape {(x.frames, h, w, c)} in {x.path}, found {found}: give another config.data.latent_cache"
-            )
-    missing = [x for x in cached[jax.process_index() :: jax.process_count()] if not x.path.exists()]
-    for x in tqdm(missing, desc="latents", unit="clip", disable=not missing):
-        video = x.clip.read(np.arange(x.frames))[0]
-        frames = np.stack([media.fit(frame, options.size) for frame in video])
-        chunks = [frames[i : i + CHUNK] for i in range(0, len(frames), CHUNK)]
-        padded = (
-            np.concatenate([chunk, np.repeat(chunk[-1:], CHUNK - len(chunk), axis=0)]) for chunk in chunks
-        )  # one shape to compile
-        latents = np.concatenate(
-            [np.asarray(encode(jnp.asarray(chunk, jnp.float32) / 127.5 - 1), np.float16) for chunk in padded]
-        )
-        part = x.path.with_suffix(".part.npy")  # whole or not there
-        np.save(part, latents[: x.frames])
-        part.rename(x.path)
+    for clip in cached:
+        if clip.path.exists():
+            _check_shape(clip.path, (clip.frames, h, w, c))
+    missing = [clip for clip in cached[jax.process_index() :: jax.process_count()] if not clip.path.exists()]
+    for clip in tqdm(missing, desc="latents", unit="clip", disable=not missing):
+        latents = _encode_clip(clip.clip, encode, options.size)
+        partial = clip.path.with_suffix(".part.npy")  # renamed below, so that the file is complete or absent
+        np.save(partial, latents)
+        partial.rename(clip.path)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("latents")
     return cached
+
+
+def _check_shape(path: Path, expected: tuple[int, ...]) -> None:
+    shape = np.load(path, mmap_mode="r").shape
+    if shape != expected:
+        raise InputError(
+            f"expected latents of shape {expected} in {path}, found {shape}: give another config.data.latent_cache"
+        )
+
+
+def _encode_clip(clip: Clip, encode: Encode, size: media.Size) -> np.ndarray:
+    """Latents of all frames, float16 `f h w c`, encoded in chunks of one shape, so that one program is compiled."""
+    video, _ = clip.read(np.arange(clip.frames))
+    frames = np.stack([media.fit(frame, size) for frame in video])
+    padding = np.repeat(frames[-1:], -len(frames) % CHUNK, axis=0)
+    chunks = np.concatenate([frames, padding]).reshape(-1, CHUNK, *frames.shape[1:])
+    latents = [np.asarray(encode(jnp.asarray(chunk, jnp.float32) / 127.5 - 1), np.float16) for chunk in chunks]
+    return np.concatenate(latents)[: len(frames)]
