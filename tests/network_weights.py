@@ -1,4 +1,7 @@
-"""Random tensors by name and shape, for the networks of evaluation: the same here and where the expected outputs were computed."""
+"""Random tensors for the networks of evaluation, which follow from their names and shapes alone.
+
+The expected outputs in networks.npz were computed from the same tensors.
+"""
 
 import math
 import zlib
@@ -7,7 +10,7 @@ import numpy as np
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Kernels and matrices that keep activations in range, norms near the identity."""
+    """A float32 tensor: kernels and matrices keep activations in range, norms are near the identity."""
     x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, np.float32)
     if len(shape) > 1:
         return x * np.float32(math.sqrt(2 / math.prod(shape[1:])))

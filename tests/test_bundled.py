@@ -1,4 +1,4 @@
-"""The model in the box is what it is said to be."""
+"""The bundled model is what its README says."""
 
 import json
 
@@ -8,34 +8,51 @@ import pytest
 
 from mafx import load_bundled
 from mafx.bundled import FOLDER, bundled_config, save_bundled
+from mafx.bundled.release import joined_logs
 from mafx.data.datasets import find_clips
 from mafx.data.examples import ExampleOptions
-from mafx.evaluation.features import Networks
+from mafx.evaluation.features import MetricNetworks
 from mafx.evaluation.protocol import evaluate
 
 
-def test_size():
+def test_size_of_the_file():
     assert (FOLDER / "puppets.npz").stat().st_size <= 15e6
 
 
+def test_it_says_what_it_is():
+    model = load_bundled()
+    assert (model.size, model.source) == ((32, 32), "the bundled model (puppets)")
+
+
 def test_scores_of_held_out_clips(tmp_path):
-    """Of the first clips, as far from those of all as eight can be; and well above copying."""
-    config, said = bundled_config(), json.loads((FOLDER / "scores.json").read_text())
-    settings = {name: said["settings"][name] for name in ("steps", "guidance_scale", "seed")}
-    clips = find_clips(config.data, "test")[:8]
+    """Of the first eight clips: close to the scores of all clips, and well above copying."""
+    config, published = bundled_config(), json.loads((FOLDER / "scores.json").read_text())
     mean = evaluate(
         load_bundled(),
-        clips,
+        find_clips(config.data, "test")[:8],
         tmp_path,
-        ExampleOptions(size=tuple(config.data.size), stride=said["settings"]["stride"]),
-        16,
-        {},
-        settings,
-        Networks(None),
+        options=ExampleOptions(size=tuple(config.data.size), stride=published["settings"]["stride"]),
+        frames=16,
+        identity={},
+        settings={name: published["settings"][name] for name in ("steps", "guidance_scale", "seed")},
+        networks=MetricNetworks(None),
     )["mean"]
     for answer in ("result", "copying"):
-        assert mean[answer]["psnr_person"][0] == pytest.approx(said["mean"][answer]["psnr_person"][0], abs=1.5)
+        expected = published["mean"][answer]["psnr_person"][0]
+        assert mean[answer]["psnr_person"][0] == pytest.approx(expected, abs=1.5)  # eight clips differ by chance
     assert mean["result"]["psnr_person"][0] > mean["copying"]["psnr_person"][0] + 4
+
+
+def test_logs_of_all_stages_are_joined(tmp_path):
+    for i, stage in enumerate(("appearance", "temporal")):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "metrics.jsonl").write_text(json.dumps({"step": 50 * (i + 1), "loss": 1 / 3}) + "\n")
+    assert [
+        json.loads(line) for line in joined_logs([tmp_path / "appearance", tmp_path / "temporal"]).splitlines()
+    ] == [
+        {"step": 50, "loss": 0.3333},
+        {"step": 100, "loss": 0.3333},
+    ]
 
 
 def test_written_and_read_again(tmp_path):

@@ -1,6 +1,7 @@
-"""A run's held-out clips measured: the same numbers again, also when it was interrupted, and for any number of processes."""
+"""Evaluation gives the same numbers again, also after an interruption, and for any number of processes."""
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -14,46 +15,50 @@ from mafx import media
 from mafx.data.clips import puppet_clips
 from mafx.data.examples import ExampleOptions
 from mafx.errors import InputError
-from mafx.evaluation.features import Networks, frechet_distance
-from mafx.evaluation.protocol import compare, evaluate, read_metrics
+from mafx.evaluation.features import MetricNetworks, frechet_distance
+from mafx.evaluation.protocol import compare, evaluate, frechet_distances, read_metrics, summarise, table
 
 HERE = Path(__file__).parent
-SETTINGS = {"steps": 1, "guidance_scale": 1.0}
-SAMPLING = ExampleOptions(size=(16, 16), stride=2)
-NONE = Networks(None)
+SETTINGS = {"steps": 1, "guidance_scale": 1.0, "guidance_interval": (0, 1000)}
+OPTIONS = ExampleOptions(size=(16, 16), stride=2)
+NONE = MetricNetworks(None)
 CLIPS = puppet_clips("test", 3, (16, 16), frames=9)
+
+
+def run(model, out, clips=CLIPS, **changes):
+    """Evaluate with the settings of these tests, and `changes`."""
+    arguments = {"options": OPTIONS, "frames": 3, "identity": {"step": 1}, "settings": SETTINGS, "networks": NONE}
+    return evaluate(model, clips, out, **(arguments | changes))
 
 
 @pytest.fixture(scope="module")
 def evaluated(micro, tmp_path_factory):
     out = tmp_path_factory.mktemp("evaluation")
-    return evaluate(micro, CLIPS, out, SAMPLING, 3, {"step": 1}, SETTINGS, NONE), out
+    return run(micro, out), out
 
 
 def test_what_is_written(evaluated):
-    found, out = evaluated
+    evaluation, out = evaluated
     assert read_metrics(out) == json.loads((out / "metrics.json").read_text())
-    assert list(found["clips"]) == [clip.name for clip in CLIPS]
-    values = [scores["copying"]["psnr_person"] for scores in found["clips"].values()]
-    mean, low, high = found["mean"]["copying"]["psnr_person"]
+    assert list(evaluation["clips"]) == [clip.name for clip in CLIPS]
+    values = [scores["copying"]["psnr_person"] for scores in evaluation["clips"].values()]
+    mean, low, high = evaluation["mean"]["copying"]["psnr_person"]
     assert mean == pytest.approx(np.mean(values)) and min(values) <= low < mean < high <= max(values)
-    assert found["mean"]["result"]["psnr"][0] < found["mean"]["copying"]["psnr"][0]  # the model is random
+    assert evaluation["mean"]["result"]["psnr"][0] < evaluation["mean"]["copying"]["psnr"][0]  # the model is random
     video, fps = media.read_video(out / "videos" / f"{CLIPS[0].name}.mp4")
     assert video.shape == (3, 16, 4 * 16, 3) and fps == 6  # every second frame of 12 a second
     assert "| psnr ↑ |" in (out / "metrics.md").read_text()
 
 
 def test_goes_on_after_an_interruption_and_refuses_other_settings(evaluated, micro, tmp_path):
-    found, out = evaluated
+    evaluation, out = evaluated
     for name in (x for clip in CLIPS[:2] for x in (f"clips/{clip.name}.json", f"features/{clip.name}.npz")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((out / name).read_bytes())
-    assert repr(evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, NONE)["mean"]) == repr(
-        found["mean"]
-    )
+    assert repr(run(micro, tmp_path)["mean"]) == repr(evaluation["mean"])
     assert [p.name for p in (tmp_path / "videos").iterdir()] == [f"{CLIPS[2].name}.mp4"]
     with pytest.raises(InputError, match="steps: 1, now 2"):
-        evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS | {"steps": 2}, NONE)
+        run(micro, tmp_path, settings=SETTINGS | {"steps": 2})
 
 
 ONE_OF_FOUR = """
@@ -62,15 +67,15 @@ from pathlib import Path
 import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(sys.argv[2], 4, int(sys.argv[3]))
-import test_evaluation as t
+import test_evaluation
 from micro import MICRO
 from mafx.model import random_model
-t.evaluate(random_model(MICRO, seed=1), t.CLIPS, Path(sys.argv[1]), t.SAMPLING, 3, {"step": 1}, t.SETTINGS, t.NONE)
+test_evaluation.run(random_model(MICRO, seed=1), Path(sys.argv[1]))
 """
 
 
 def test_four_processes_find_what_one_does(evaluated, tmp_path):
-    found, _ = evaluated
+    evaluation, _ = evaluated
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -79,24 +84,70 @@ def test_four_processes_find_what_one_does(evaluated, tmp_path):
     processes = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) for command in commands]
     errors = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, "\n".join(errors)
-    assert json.dumps(read_metrics(tmp_path)) == json.dumps(found)
+    assert json.dumps(read_metrics(tmp_path)) == json.dumps(evaluation)
 
 
 def test_comparison_is_clip_by_clip(evaluated):
-    found, _ = evaluated
-    better = json.loads(json.dumps(found))
+    evaluation, _ = evaluated
+    better = json.loads(json.dumps(evaluation))
     for scores in better["clips"].values():
         scores["result"]["psnr"] += 1
         scores["result"]["l1"] /= 2
-    difference, ratio = compare(better, found).values()
+    difference, ratio = compare(better, evaluation).values()
     assert difference["psnr"] == pytest.approx([1, 1, 1]) and ratio["l1"] == pytest.approx([0.5, 0.5, 0.5])
     del better["clips"][CLIPS[0].name]
     with pytest.raises(InputError, match="only one of them for puppet1000000"):
-        compare(better, found)
+        compare(better, evaluation)
 
 
-class Colours(Networks):
-    """A network that is at hand: the mean colour of each frame."""
+@pytest.fixture(scope="module")
+def unequal(micro, tmp_path_factory):
+    """An evaluation of a clip that is one window and one that is several."""
+    clips = [puppet_clips("test", 2, (16, 16), frames)[i] for i, frames in enumerate((5, 9))]
+    settings = SETTINGS | {"window": 4, "overlap": 1}
+    options = ExampleOptions(size=(16, 16), stride=1)
+    out = tmp_path_factory.mktemp("unequal")
+    return run(micro, out, clips, frames=None, options=options, settings=settings)
+
+
+def test_clips_of_unequal_length(unequal):
+    """A measure that only some clips have is a mean over these, whichever clip comes first."""
+    one, several = unequal["clips"].values()
+    for measure in ("difference_error_at_borders", "difference_error_person_elsewhere"):
+        assert measure not in one["result"] and measure in several["result"]
+        assert unequal["mean"]["result"][measure][0] == several["result"][measure]
+        assert f"| {measure} ↓ |" in table(unequal["mean"])
+    backwards = summarise(dict(reversed(unequal["clips"].items())))
+    assert {answer: set(values) for answer, values in backwards.items()} == {
+        answer: set(values) for answer, values in unequal["mean"].items()
+    }
+    assert backwards["result"]["psnr"][0] == pytest.approx(np.mean([x["result"]["psnr"] for x in (one, several)]))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_clips_of_unequal_length_are_compared(unequal, order):
+    clips = dict(list(unequal["clips"].items())[::order])
+    comparison = compare({"clips": clips}, unequal)
+    for measure in ("psnr", "difference_error", "difference_error_at_borders"):
+        assert comparison["difference"][measure][0] == 0
+    assert comparison["ratio"]["difference_error_at_borders"][0] == 1
+    missing = compare(unequal, {"clips": {name: {"result": {"psnr": 0.0}} for name in clips}})
+    assert math.isnan(missing["difference"]["l1"][0]) and not math.isnan(missing["difference"]["psnr"][0])
+
+
+def test_clips_too_short_for_a_network(tmp_path, rng):
+    """Features of no window count for nothing; where no clip has any, the distance is not defined."""
+    nothing = np.zeros((0, 0), np.float32)
+    truth, result = rng.normal(size=(5, 2)), rng.normal(size=(4, 2))
+    np.savez(tmp_path / "a.npz", **{"result/fvd": nothing, "truth/fvd": nothing})
+    np.savez(tmp_path / "b.npz", **{"result/fvd": result, "truth/fvd": truth})
+    assert math.isnan(frechet_distances([tmp_path / "a.npz"])["result"]["fvd"][0])
+    both = frechet_distances([tmp_path / "a.npz", tmp_path / "b.npz"])
+    assert both["result"]["fvd"][0] == frechet_distance(result, truth)
+
+
+class Colours(MetricNetworks):
+    """A network that needs no file: the mean colour of each frame."""
 
     def __init__(self):
         self._tensors = {"fid": None}
@@ -106,14 +157,13 @@ class Colours(Networks):
 
 
 def test_distances_are_between_all_clips(micro, tmp_path):
-    found = evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, Colours())
+    evaluation = run(micro, tmp_path, networks=Colours())
     videos = [media.read_video(tmp_path / "videos" / f"{clip.name}.mp4")[0] for clip in CLIPS]
     copies, truths = (np.concatenate([np.split(x, 4, axis=2)[i].mean((1, 2)) for x in videos]) for i in (0, 3))
-    assert found["mean"]["copying"]["fid"][0] == pytest.approx(
-        frechet_distance(copies, truths), rel=0.2
-    )  # the videos are compressed
-    assert found["mean"]["result"]["fid"][0] > 2 * found["mean"]["copying"]["fid"][0]  # the model is random
-    again = evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, Colours())
-    assert repr(again) == repr(found)
+    fid = {answer: evaluation["mean"][answer]["fid"][0] for answer in ("copying", "result")}
+    assert fid["copying"] == pytest.approx(frechet_distance(copies, truths), rel=0.2)  # the videos are compressed
+    assert fid["result"] > 2 * fid["copying"]  # the model is random
+    again = run(micro, tmp_path, networks=Colours())
+    assert repr(again) == repr(evaluation)
     with pytest.raises(InputError, match=r"networks: \['fid'\], now \[\]"):
-        evaluate(micro, CLIPS, tmp_path, SAMPLING, 3, {"step": 1}, SETTINGS, NONE)
+        run(micro, tmp_path)

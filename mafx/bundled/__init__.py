@@ -1,11 +1,12 @@
-"""The model in the box: trained on puppets, from nothing, by this project (README.md beside this file says how, and how good it is).
+"""The bundled model: a small model that this project trained on drawn puppets. README.md says how, and how good it is.
 
-`puppets.npz` has its parameters in half precision, `config.json` the config of its last stage, `training.jsonl` what training reported, `scores.json`
-its evaluation on held-out clips.
+`puppets.npz` holds its parameters in half precision, `config.json` the config of its last training stage,
+`training.jsonl` the log of all stages, `scores.json` its evaluation on held-out clips.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 import flax
 import jax.numpy as jnp
@@ -21,22 +22,40 @@ FOLDER = Path(__file__).parent
 
 
 def bundled_config() -> ml_collections.ConfigDict:
-    """What it was trained with."""
+    """The config that the bundled model was trained with, in its last stage."""
     return ml_collections.ConfigDict(json.loads((FOLDER / "config.json").read_text()))
 
 
 def load_bundled(dtype: jnp.dtype | str = jnp.float32) -> Model:
-    """The model in the box, ready to animate puppets of 32x32 pixels."""
+    """Load the bundled model. It animates puppets of 32x32 pixels and knows nothing of real people.
+
+    Args:
+      dtype: Of the parameters, in which the networks will compute.
+    """
     config = bundled_config()
     sizes = SIZES[config.model]
     with np.load(FOLDER / "puppets.npz") as file:
         params = {name: jnp.asarray(file[name], dtype) for name in file.files}
-    tokenizer = Tokenizer.without_vocabulary(sizes.text.vocabulary, sizes.text.positions)
-    return Model(sizes, flax.traverse_util.unflatten_dict(params, sep="/"), tokenizer, Schedule(**config.schedule))
+    rows, columns = config.data.size
+    return Model(
+        config=sizes,
+        params=flax.traverse_util.unflatten_dict(params, sep="/"),
+        tokenizer=Tokenizer.without_vocabulary(sizes.text.vocabulary, sizes.text.positions),
+        schedule=Schedule(**config.schedule),
+        size=(rows, columns),
+        source="the bundled model (puppets)",
+    )
 
 
 def save_bundled(model: Model, config: ml_collections.ConfigDict, folder: Path = FOLDER) -> None:
-    """Write a model of one of `SIZES` as the one in the box."""
+    """Write the parameters and the config of the bundled model.
+
+    Args:
+      model: The model. Its sizes are `SIZES[config.model]`. Its parameters are rounded to half precision.
+      config: What it was trained with, in its last stage.
+      folder: Where the files go.
+    """
     flat = flax.traverse_util.flatten_dict(model.params, sep="/")
-    np.savez_compressed(folder / "puppets.npz", **{name: np.asarray(x, np.float16) for name, x in flat.items()})
+    arrays: dict[str, Any] = {name: np.asarray(x, np.float16) for name, x in flat.items()}
+    np.savez_compressed(folder / "puppets.npz", **arrays)
     (folder / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")

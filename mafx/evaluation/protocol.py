@@ -1,232 +1,149 @@
-"""Evaluation: every held-out clip animated from its first frame, measured against the truth and against copying that frame.
+"""Evaluation: held-out clips are animated from their first frame, and measured against the truth.
 
-A folder with the results has `metrics.json` (all numbers, of each clip too), `metrics.md` (the same as a table), `videos/` (reference | motion |
-result | truth), `features/` (what networks see in a clip) and `clips/`, one file per clip as soon as it is done: an interrupted evaluation goes on,
-and several processes share the clips.
+Two answers are measured for each clip: the model's "result", and "copying" the first frame, which any model must beat.
+The folder of an evaluation holds
+
+    metrics.json    all numbers, those of each clip too
+    metrics.md      their means as a table
+    videos/         reference | motion | result | truth
+    features/       what the networks of Fréchet distances see in each clip, from which those distances can be computed
+    clips/          the scores of each clip as soon as it is measured
+
+An interrupted evaluation continues behind the clips in clips/. Several processes share the clips and find the same
+numbers as one.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
-from scipy.stats import bootstrap
 from tqdm.auto import tqdm
 
 from mafx import media, metrics
-from mafx.animate import animate
+from mafx.animation import animate
 from mafx.data.clips import Clip
 from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
 from mafx.errors import InputError
-from mafx.evaluation.features import FILES, Networks, frechet_distance
+from mafx.evaluation.features import NETWORKS, MetricNetworks, frechet_distance
 from mafx.model import Model
+from mafx.tables import markdown_table
 
 FRAME_MEASURES = (metrics.l1, metrics.l1_published, metrics.psnr, metrics.psnr_legacy, metrics.ssim)
 HIGHER_IS_BETTER = ("psnr", "psnr_legacy", "ssim")
-Scores = dict[str, float]  # names of measures -> values; "_person" behind those inside the person's mask
+Scores = dict[str, float]  # measure -> value; "_person" ends the names of measures inside the person's mask
+Interval = list[float]  # a mean, and the two ends of its 95 % interval, which are nan where there is none
+Summary = dict[str, dict[str, Interval]]  # answer -> measure -> interval
 
 
-def score(
-    video: np.ndarray, truth: np.ndarray, labels: np.ndarray, shown: np.ndarray, borders: np.ndarray | None = None
-) -> Scores:
-    """All measures of one video; uint8 `f H W 3`, labels of the truth `f H W` and of the reference `H W`, the windows' `borders`, bool `f - 1`."""
-    person = labels > 0
-    values = {}
-    for measure in FRAME_MEASURES:
-        values[measure.__name__] = np.mean([measure(a, b) for a, b in zip(video, truth, strict=True)])
-        inside = [
-            measure(a, b, mask) if mask.any() else math.nan for a, b, mask in zip(video, truth, person, strict=True)
-        ]
-        values[f"{measure.__name__}_person"] = metrics.mean_of_defined(inside)
-    for name, mask in (("difference_error", None), ("difference_error_person", person)):
-        changes = metrics.difference_error(video, truth, mask)
-        values[name] = metrics.mean_of_defined(changes)
-        if borders is not None and borders.any():
-            values |= {
-                f"{name}_at_borders": metrics.mean_of_defined(changes[borders]),
-                f"{name}_elsewhere": metrics.mean_of_defined(changes[~borders]),
-            }
-    values["flicker_unseen"] = metrics.flicker(video, labels, shown)
-    return {name: float(x) for name, x in values.items()}
+# -- The whole evaluation
 
 
 def evaluate(
     model: Model,
     clips: Sequence[Clip],
     out: Path,
+    *,
     options: ExampleOptions,
     frames: int | None,
-    which: dict,
+    identity: dict,
     settings: dict,
-    networks: Networks,
+    networks: MetricNetworks,
 ) -> dict:
-    """Animate and measure `clips`, at most `frames` frames of each behind the first, and write `out`.
+    """Animate and measure clips, and write the results. With several processes, all call this with the same arguments.
 
-    `settings` are those of `animate`; `which` says what model it is, so that an evaluation is not continued with another. `networks` add the measures
-    that they are for. With several processes each takes every so many-th clip; all see the same folder. Returns what metrics.json holds, on every
-    process. Raises InputError where `out` has results of other settings.
+    Args:
+      model: What is evaluated.
+      clips: The clips, each with a name of its own.
+      out: The folder for the results, which all processes must see.
+      options: How clips are read; `size` and `stride` count.
+      frames: At most so many frames of each clip are animated, after its first. None means all.
+      identity: What tells this model from others, for example `{"step": 1000}`. It is stored, so that an evaluation is
+        not continued with another model.
+      settings: Fields of `mafx.Settings`.
+      networks: Networks of further measures.
+
+    Returns:
+      What metrics.json holds, on every process: "settings", "mean" (a `Summary`), and "clips", the scores by clip and
+      answer.
+
+    Raises:
+      InputError: `out` has results of other settings.
     """
-    said = (
-        {"frames": frames, "stride": options.stride, "size": list(options.size), "split": [clip.name for clip in clips]}
-        | which
-        | settings
-    )
-    said["networks"] = [name for name in FILES if name in networks]
+    setup = {
+        "frames": frames,
+        "stride": options.stride,
+        "size": options.size,
+        "split": [clip.name for clip in clips],
+        **identity,
+        **settings,
+        "networks": [name for name in NETWORKS if name in networks],
+    }
+    setup = json.loads(json.dumps(setup))  # tuples become lists, as they are in the files that it is compared with
+    _prepare_folder(out, setup)
+    process, processes = jax.process_index(), jax.process_count()
+    paths = {clip.name: out / "clips" / f"{clip.name}.json" for clip in clips}
+    for clip in tqdm(clips[process::processes], desc="evaluating", unit="clip", disable=process > 0):
+        if not paths[clip.name].exists():
+            targets = np.arange(1, clip.frames, options.stride)[:frames]
+            scores = measure(model, clip, targets, out, options=options, settings=settings, networks=networks)
+            _write_json(paths[clip.name], {"settings": setup, "scores": scores})
+    while not all(path.exists() for path in paths.values()):  # other processes are still at work
+        time.sleep(1)
+    return _collect(out, setup, paths, write=process == 0)
+
+
+def _prepare_folder(out: Path, setup: dict) -> None:
+    """Make the folders, and refuse results of other settings than `setup`."""
     for folder in ("clips", "videos", "features"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for path in (out / "clips").glob("*.json"):
-        if (found := json.loads(path.read_text())["settings"]) != said:
-            odd = next(name for name in said if found.get(name) != said[name])
+        before = json.loads(path.read_text())["settings"]
+        if before != setup:
+            odd = next(name for name in setup if before.get(name) != setup[name])
             raise InputError(
-                f"{out} has results of other settings ({odd}: {found.get(odd)!r}, now {said[odd]!r}); choose another --out or remove it"
+                f"{out} has results of other settings ({odd}: {before.get(odd)!r}, now {setup[odd]!r}); choose another "
+                "--out or remove it"
             )
-    process, processes = jax.process_index(), jax.process_count()
-    done = {clip.name: out / "clips" / f"{clip.name}.json" for clip in clips}
-    for clip in tqdm(clips[process::processes], desc="evaluating", unit="clip", disable=process > 0):
-        if not done[clip.name].exists():
-            targets = np.arange(1, clip.frames, options.stride)[:frames]
-            scores = measure(model, clip, targets, out, options, settings, networks)
-            _write_json(done[clip.name], {"settings": said, "scores": scores})
-    while not all(path.exists() for path in done.values()):  # other processes are not done yet
-        time.sleep(1)
-    scores = {name: json.loads(path.read_text())["scores"] for name, path in done.items()}
+
+
+def _collect(out: Path, setup: dict, paths: dict[str, Path], write: bool) -> dict:
+    """Summarise the scores of all clips, given by their names and files, and `write` the summary."""
+    scores = {name: json.loads(path.read_text())["scores"] for name, path in paths.items()}
     mean = summarise(scores)
     for answer, distances in frechet_distances([out / "features" / f"{name}.npz" for name in scores]).items():
         mean[answer] |= distances
-    found = {"settings": said, "mean": mean, "clips": scores}
-    if process == 0:
-        _write_json(out / "metrics.json", found)
-        (out / "metrics.md").write_text(table(found["mean"]))
-    return found
+    evaluation = {"settings": setup, "mean": mean, "clips": scores}
+    if write:
+        _write_json(out / "metrics.json", evaluation)
+        (out / "metrics.md").write_text(table(mean))
+    return evaluation
 
 
-def measure(
-    model: Model,
-    clip: Clip,
-    targets: np.ndarray,
-    out: Path,
-    options: ExampleOptions,
-    settings: dict,
-    networks: Networks,
-) -> dict[str, Scores]:
-    """Animate frames of one clip from its first, and score the result; writes its video and features."""
-    example = read_example(clip, 0, np.append(0, targets), options)  # with the reference's own render
-    reference, motion, truth = example["reference"], example["motion"][1:], example["video"][1:]
-    shown, *labels = read_labels(example["motion"])[0]
-    labels = np.stack(labels)
-    animation = animate(model, reference, motion, progress=False, **settings)
-    answers = {"result": media.to_uint8(animation.video), "copying": np.broadcast_to(reference, truth.shape)}
-    scores = {name: score(answer, truth, labels, shown, animation.borders) for name, answer in answers.items()}
-    if "lpips" in networks:
-        for name, answer in answers.items():
-            scores[name] |= networks.lpips(answer, truth, labels > 0)
-    features = {answer: networks.features(video, labels > 0) for answer, video in (answers | {"truth": truth}).items()}
-    np.savez(
-        out / "features" / f"{clip.name}.npz",
-        **{f"{answer}/{name}": x for answer, found in features.items() for name, x in found.items()},
-    )
-    scores["truth"] = {"flicker_unseen": metrics.flicker(truth, labels, shown)}
-    videos = media.side_by_side(reference, motion, answers["result"], truth)
-    media.write_video(out / "videos" / f"{clip.name}.mp4", videos, clip.fps / options.stride)
-    return scores
-
-
-def frechet_distances(paths: Sequence[Path]) -> dict[str, dict[str, list[float]]]:
-    """Answer -> measure -> the distance between the features of all its clips and those of the truth, without an interval."""
-    clips = [np.load(path) for path in paths]
-    found: dict[str, dict] = {}
-    for key in clips[0].files:
-        answer, name = key.split("/")
-        if answer != "truth":
-            of_all = (
-                np.concatenate([x for clip in clips if (x := clip[f"{kind}/{name}"]).size])
-                for kind in (answer, "truth")
-            )
-            found.setdefault(answer, {})[name] = [frechet_distance(*of_all), math.nan, math.nan]
-    return found
-
-
-def summarise(scores: dict[str, dict[str, Scores]]) -> dict[str, dict[str, list[float]]]:
-    """Answer -> measure -> mean over clips and its 95 % interval, without clips for which the measure is not defined."""
-    first = next(iter(scores.values()))
-    columns = {
-        answer: {name: [clip[answer][name] for clip in scores.values()] for name in first[answer]} for answer in first
-    }
-    return {
-        answer: {name: mean_interval(column) for name, column in names.items()} for answer, names in columns.items()
-    }
-
-
-def mean_interval(values: Sequence[float]) -> list[float]:
-    """Mean, and the ends of its 95 % percentile bootstrap interval; the same numbers whenever it is asked."""
-    return _interval(np.mean, [values])
-
-
-def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """The mean of `ours` as a multiple of that of `theirs`, pair by pair, likewise."""
-    return _interval(lambda a, b, axis: a.mean(axis) / b.mean(axis), [ours, theirs])
-
-
-def _interval(statistic: Callable, columns: Sequence[Sequence[float]]) -> list[float]:
-    """Of the rows in which every column is defined."""
-    columns = np.array(columns, np.float64)
-    columns = columns[:, np.isfinite(columns).all(0)]
-    if columns.shape[1] < 2:
-        return [float(statistic(*columns, axis=0)) if columns.size else math.nan, math.nan, math.nan]
-    options = {"paired": True, "vectorized": True, "method": "percentile"}
-    found = bootstrap(columns, statistic, rng=np.random.default_rng(0), **options).confidence_interval
-    return [float(x) for x in (statistic(*columns, axis=0), *found)]
-
-
-def compare(ours: dict, theirs: dict) -> dict[str, dict[str, list[float]]]:
-    """How two evaluations' results differ, clip by clip, with 95 % intervals: "difference" -> measure -> ours minus theirs, and "ratio" -> measure ->
-    ours as a multiple of theirs, for measures of which less is better.
-
-    Raises InputError where the clips differ.
-    """
-    if ours["clips"].keys() != theirs["clips"].keys():
-        odd = sorted(ours["clips"].keys() ^ theirs["clips"].keys())
-        raise InputError(f"expected two evaluations of the same clips, found only one of them for {', '.join(odd[:3])}")
-    columns = {name: [] for name in next(iter(ours["clips"].values()))["result"]}
-    for clip, scores in ours["clips"].items():
-        for name, pairs in columns.items():
-            pairs.append((scores["result"][name], theirs["clips"][clip]["result"].get(name, math.nan)))
-    found = {"difference": {name: mean_interval([a - b for a, b in pairs]) for name, pairs in columns.items()}}
-    return found | {
-        "ratio": {
-            name: ratio_interval(*zip(*pairs, strict=True))
-            for name, pairs in columns.items()
-            if not higher_is_better(name)
-        }
-    }
-
-
-def higher_is_better(measure: str) -> bool:
-    return measure.removesuffix("_person") in HIGHER_IS_BETTER
-
-
-def table(mean: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown: a row per measure, a column per answer, with 95 % intervals."""
-    columns = list(mean)
-    lines = [f"| | {' | '.join(columns)} |", f"|---|{'--:|' * len(columns)}"]
-    for name in mean[columns[0]]:
-        arrow = "↑" if higher_is_better(name) else "↓"
-        lines.append(f"| {name} {arrow} | " + " | ".join(_cell(mean[column].get(name)) for column in columns) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(interval: list[float] | None) -> str:
-    if interval is None or math.isnan(interval[0]):
-        return ""
-    return "{:.4g}".format(*interval) + ("" if math.isnan(interval[1]) else " [{1:.4g}, {2:.4g}]".format(*interval))
+def _write_json(path: Path, content: dict) -> None:
+    """Write to a temporary name first, so that the file is complete or absent."""
+    part = path.with_name(f".{path.name}")
+    part.write_text(json.dumps(content, indent=2) + "\n")
+    part.replace(path)
 
 
 def read_metrics(folder: Path) -> dict:
-    """The metrics.json of an evaluation, or of the one in a work folder. Raises InputError where there is none."""
+    """Read the metrics.json of an evaluation.
+
+    Args:
+      folder: The folder of the evaluation, or a work folder that holds it as `evaluation`.
+
+    Returns:
+      What `evaluate` has returned.
+
+    Raises:
+      InputError: There is none.
+    """
     for path in (folder / "metrics.json", folder / "evaluation" / "metrics.json"):
         if path.is_file():
             return json.loads(path.read_text())
@@ -235,8 +152,220 @@ def read_metrics(folder: Path) -> dict:
     )
 
 
-def _write_json(path: Path, content: dict) -> None:
-    """In one piece: who finds the file finds it whole."""
-    part = path.with_name(f".{path.name}")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
+# -- One clip
+
+
+def measure(
+    model: Model,
+    clip: Clip,
+    targets: np.ndarray,
+    out: Path,
+    *,
+    options: ExampleOptions,
+    settings: dict,
+    networks: MetricNetworks,
+) -> dict[str, Scores]:
+    """Animate one clip from its first frame, score the answers, and write its video and features.
+
+    Args:
+      model: What is evaluated.
+      clip: The clip.
+      targets: Numbers of the frames to animate.
+      out: The folder of the evaluation.
+      options: How the clip is read.
+      settings: Fields of `mafx.Settings`.
+      networks: Networks of further measures.
+
+    Returns:
+      Answer -> scores. The answer "truth" has the flicker of the true video, the least that one can hope for.
+    """
+    example = read_example(clip, 0, np.append(0, targets), options)  # the first render is that of the reference
+    reference, motion, truth = example["reference"], example["motion"][1:], example["video"][1:]
+    all_labels = read_labels(example["motion"])[0]
+    reference_labels, labels = all_labels[0], all_labels[1:]
+    person = labels > 0
+    animation = animate(model, reference, motion, progress=False, **settings)
+    answers = {"result": media.to_uint8(animation.video), "copying": np.broadcast_to(reference, truth.shape)}
+    scores = {
+        answer: score(video, truth, labels=labels, reference_labels=reference_labels, borders=animation.borders)
+        for answer, video in answers.items()
+    }
+    if "lpips" in networks:
+        for answer, video in answers.items():
+            scores[answer] |= networks.lpips(video, truth, person)
+    scores["truth"] = {"flicker_unseen": metrics.flicker(truth, labels, reference_labels)}
+    features: dict[str, Any] = {}
+    for answer, video in {**answers, "truth": truth}.items():
+        features |= {f"{answer}/{name}": x for name, x in networks.features(video, person).items()}
+    np.savez(out / "features" / f"{clip.name}.npz", **features)
+    videos = media.side_by_side(reference, motion, answers["result"], truth)
+    media.write_video(out / "videos" / f"{clip.name}.mp4", videos, clip.fps / options.stride)
+    return scores
+
+
+def score(
+    video: np.ndarray,
+    truth: np.ndarray,
+    *,
+    labels: np.ndarray,
+    reference_labels: np.ndarray,
+    borders: np.ndarray | None = None,
+) -> Scores:
+    """All measures of one video that need no network.
+
+    Args:
+      video: uint8 `f H W 3`.
+      truth: The same.
+      labels: Of the truth, `f H W`.
+      reference_labels: Of the reference, `H W`.
+      borders: Where windows meet, bool `f - 1`: whether the change from a frame to the next one crosses a border.
+
+    Returns:
+      The values, nan where a measure is not defined. The differences at borders and elsewhere are there only if the
+      video has borders.
+    """
+    person = labels > 0
+    frames = list(zip(video, truth, person, strict=True))
+    values: Scores = {}
+    for measure_frame in FRAME_MEASURES:
+        name = measure_frame.__name__
+        values[name] = np.mean([measure_frame(a, b) for a, b, _ in frames]).item()
+        inside = [measure_frame(a, b, mask) if mask.any() else math.nan for a, b, mask in frames]
+        values[f"{name}_person"] = metrics.mean_of_defined(inside)
+    for name, mask in (("difference_error", None), ("difference_error_person", person)):
+        changes = metrics.difference_error(video, truth, mask)
+        values[name] = metrics.mean_of_defined(changes.tolist())
+        if borders is not None and borders.any():
+            values[f"{name}_at_borders"] = metrics.mean_of_defined(changes[borders].tolist())
+            values[f"{name}_elsewhere"] = metrics.mean_of_defined(changes[~borders].tolist())
+    values["flicker_unseen"] = float(metrics.flicker(video, labels, reference_labels))
+    return values
+
+
+# -- From the scores of clips to those of the evaluation
+
+
+def summarise(clips: dict[str, dict[str, Scores]]) -> Summary:
+    """Mean and interval of each measure over the clips in which it is defined.
+
+    Args:
+      clips: Clip -> answer -> scores. Clips may have different measures.
+    """
+    summary: Summary = {}
+    for answer in _union(clips.values()):
+        scores = [clip.get(answer, {}) for clip in clips.values()]
+        summary[answer] = {
+            name: mean_interval([clip_scores.get(name, math.nan) for clip_scores in scores]) for name in _union(scores)
+        }
+    return summary
+
+
+def _union(dicts: Iterable[dict[str, Any]]) -> list[str]:
+    """The keys of all dicts, in the order in which they first appear."""
+    return list(dict.fromkeys(key for content in dicts for key in content))
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """The mean of the defined values, and the ends of its 95 % interval (percentile bootstrap, from a fixed seed)."""
+    return _interval(np.mean, [values])
+
+
+def ratio_interval(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """The mean of `ours` divided by that of `theirs`, over pairs in which both are defined; interval as above."""
+    return _interval(_ratio_of_means, [ours, theirs])
+
+
+def _ratio_of_means(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+    return a.mean(axis) / b.mean(axis)
+
+
+def _interval(statistic: Callable, columns: Sequence[Sequence[float]]) -> Interval:
+    """The statistic of the rows in which every column is defined, and its interval."""
+    from scipy.stats import bootstrap  # noqa: PLC0415 (slow to import)
+
+    values = np.array(columns, np.float64)
+    values = values[:, np.isfinite(values).all(0)]
+    rows = values.shape[1]
+    value = float(statistic(*values, axis=0)) if rows else math.nan
+    if rows < 2:
+        return [value, math.nan, math.nan]
+    sampled = bootstrap(
+        values, statistic, paired=True, vectorized=True, method="percentile", rng=np.random.default_rng(0)
+    )
+    low, high = sampled.confidence_interval
+    return [value, float(low), float(high)]
+
+
+def frechet_distances(paths: Sequence[Path]) -> Summary:
+    """Fréchet distances between the features of all answers and those of all truths, without intervals.
+
+    Args:
+      paths: The files of features, one per clip. Clips that are too short for a network count for nothing in it.
+    """
+    clips = [dict(np.load(path)) for path in paths]
+    distances: Summary = {}
+    for key in _union(clips):
+        answer, name = key.split("/")
+        if answer != "truth":
+            distance = frechet_distance(_features(clips, key), _features(clips, f"truth/{name}"))
+            distances.setdefault(answer, {})[name] = [distance, math.nan, math.nan]
+    return distances
+
+
+def _features(clips: Sequence[dict[str, np.ndarray]], key: str) -> np.ndarray:
+    """The features of all clips, `k c`, or `0 0` if no clip has any."""
+    parts = [clip[key] for clip in clips if key in clip and clip[key].size]
+    return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
+
+
+def compare(ours: dict, theirs: dict) -> Summary:
+    """The difference between the results of two evaluations, clip by clip, over the clips in which both are defined.
+
+    Args:
+      ours: What `evaluate` or `read_metrics` has returned.
+      theirs: The same, for the same clips.
+
+    Returns:
+      "difference" -> measure -> the mean of ours minus theirs; and, for measures of which less is better, "ratio" ->
+      measure -> the mean of ours divided by that of theirs.
+
+    Raises:
+      InputError: The clips are not the same.
+    """
+    odd = sorted(ours["clips"].keys() ^ theirs["clips"].keys())
+    if odd:
+        raise InputError(f"expected two evaluations of the same clips, found only one of them for {', '.join(odd[:3])}")
+    results = [(scores["result"], theirs["clips"][clip]["result"]) for clip, scores in ours["clips"].items()]
+    differences: dict[str, Interval] = {}
+    ratios: dict[str, Interval] = {}
+    for name in _union(result for result, _ in results):
+        a, b = ([result.get(name, math.nan) for result in column] for column in zip(*results, strict=True))
+        differences[name] = mean_interval(np.subtract(a, b).tolist())
+        if not higher_is_better(name):
+            ratios[name] = ratio_interval(a, b)
+    return {"difference": differences, "ratio": ratios}
+
+
+def higher_is_better(measure_name: str) -> bool:
+    """Whether larger values of a measure are better, in the whole picture or inside the person's mask."""
+    return measure_name.removesuffix("_person") in HIGHER_IS_BETTER
+
+
+def table(summary: Summary) -> str:
+    """A Markdown table with a row per measure and a column per answer, with 95 % intervals.
+
+    Args:
+      summary: What `evaluate` calls "mean", or what `compare` returns.
+    """
+    rows = []
+    for name in _union(summary.values()):
+        arrow = "↑" if higher_is_better(name) else "↓"
+        rows.append([f"{name} {arrow}", *(_cell(intervals.get(name)) for intervals in summary.values())])
+    return markdown_table(["", *summary], rows)
+
+
+def _cell(interval: Interval | None) -> str:
+    if interval is None or math.isnan(interval[0]):
+        return ""
+    mean, low, high = interval
+    return f"{mean:.4g}" if math.isnan(low) else f"{mean:.4g} [{low:.4g}, {high:.4g}]"

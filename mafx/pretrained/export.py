@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mafx.commands import Parser, run_command
 
-NAME = "mafx.pretrained.export"
+NAME = "python -m mafx.pretrained.export"
 BUNDLED = "bundled"  # names the bundled model instead of a work folder
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -23,6 +23,7 @@ log = logging.getLogger("mafx")
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command's flags."""
     parser = Parser(NAME, __doc__)
+    parser.usage = f"{NAME} RUN OUT [FLAGS]"
     parser.add_argument("run", metavar="RUN", help=f"Work folder of a training, or {BUNDLED!r} for the bundled model.")
     parser.add_argument("out", metavar="OUT", help="New or empty folder for the weights.")
     parser.add_argument(
