@@ -34,7 +34,6 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 BLOCK = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_RUN, REPLACED = "not run: ", "in the test: "
 FLAG = re.compile(r"(?<![\w-])--([a-z][\w-]*(?:\.\w+)*)")
-OTHER_TOOLS = {"distributed", "min_score"}  # flags in the text that belong to no single command below
 QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
@@ -173,12 +172,12 @@ def test_flags_in_blocks_exist(command):
             assert not unknown, f"{block.place}: {command} has no --{', --'.join(sorted(unknown))}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_name)
-def test_flags_in_the_text_exist(page):
-    known = {flag for command in COMMANDS for flag in FLAG.findall(help_of(command))} | config_fields() | OTHER_TOOLS
-    for code in re.findall(r"`([^`\n]+)`", BLOCK.sub("", page.read_text("utf-8"))):
-        unknown = set(FLAG.findall(code)) - known
-        assert not unknown, f"{page}: no command has --{', --'.join(sorted(unknown))}"
+def test_flags_in_the_text_exist():
+    known = {flag for command in COMMANDS for flag in FLAG.findall(help_of(command))} | config_fields()
+    for page in PAGES:
+        for code in re.findall(r"`([^`\n]+)`", BLOCK.sub("", page.read_text("utf-8"))):
+            unknown = set(FLAG.findall(code)) - known
+            assert not unknown, f"{page}: no command has --{', --'.join(sorted(unknown))}"
 
 
 # -- Running
