@@ -8,11 +8,14 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 from PIL import Image, JpegImagePlugin
 
 from mafx import media
-from mafx.data import builders, raw
+from mafx.data import builders, layouts, raw
 from mafx.data.builders import main, prepare, record_clips
+from mafx.data.datasets import DATASETS, PREPARED, find_clips
+from mafx.data.layouts import LAYOUTS
 from mafx.densepose import draw_labels, read_labels
 from mafx.errors import InputError
 
@@ -44,8 +47,8 @@ def write_videos(path, name, frames, renders=None):
 
 
 def report(builder):
-    found = json.loads((builder.data_path / "report.json").read_text())
-    return found["clips"], [(x["clip"], x["frame"], x["reason"]) for x in found["left_out"]]
+    written = json.loads((builder.data_path / "report.json").read_text())
+    return written["clips"], [(row["clip"], row["frame"], row["reason"]) for row in written["left_out"]]
 
 
 def test_tiktok_is_redrawn_from_iuv_and_split_as_by_disco(tmp_path):
@@ -114,27 +117,23 @@ def test_ted_talks_are_pairs_of_videos(tmp_path):
     clips, left_out = report(builder)
     assert clips == {"train": ["a#1#20"]}
     assert [(clip, frame) for clip, frame, _ in left_out] == [(name, None) for name in "bbccdd"]
-    assert (
-        "the renders end after 19" in left_out[0][2]
-        and "found only one" in left_out[2][2]
-        and "is not a video" in left_out[4][2]
-    )
+    reasons = [reason for _, _, reason in left_out]
+    assert "the renders end after 19" in reasons[0]
+    assert "found only one" in reasons[2]
+    assert "is not a video" in reasons[4]
 
     (clip,) = record_clips("ted_talks", tmp_path / "data", "train")
     frames, motion = clip.read(np.arange(20))
     assert np.abs(frames.astype(int) - video).mean() < 3
-    found, distance = read_labels(motion)
-    assert distance.max() == 0 and (found == labels).mean() > 0.98
+    stored_labels, distances = read_labels(motion)
+    assert distances.max() == 0 and (stored_labels == labels).mean() > 0.98
     stored = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})[0]["image"]
     assert JpegImagePlugin.get_sampling(Image.open(io.BytesIO(stored))) == 0  # 4:4:4
 
 
 def test_clips_of_both_forms_and_both_ways_to_split(tmp_path):
     def split(folder):
-        return {
-            split: [raw.name for raw in found]
-            for split, found in builders.Clips(data_dir=tmp_path).find(folder).items()
-        }
+        return {split: [raw.name for raw in clips] for split, clips in LAYOUTS["clips"].find(folder).items()}
 
     for name in "abcdefghijkl":
         (tmp_path / "many" / name / "images").mkdir(parents=True)
@@ -161,7 +160,7 @@ def test_clips_of_both_forms_and_both_ways_to_split(tmp_path):
 
 
 def test_images_are_clips_of_one_frame(tmp_path, monkeypatch):
-    monkeypatch.setattr(builders, "IMAGES_PER_SHARD", 2)
+    monkeypatch.setattr(layouts, "IMAGES_PER_SHARD", 2)
     video, motion = write_folders(tmp_path / "raw", 6, size=(32, 48))
     (tmp_path / "raw/images/0002.png").write_bytes(b"broken")
     for kind in ("images", "densepose"):  # sizes may differ
@@ -192,8 +191,11 @@ def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return read_raw(clip)
 
-    monkeypatch.setattr("mafx.data.raw.read_raw", interrupted)
-    run = lambda: prepare("tiktok", tmp_path / "raw", tmp_path / "data", min_frames=2)  # noqa: E731
+    monkeypatch.setattr("mafx.data.staging.read_raw", interrupted)
+
+    def run():
+        return prepare("tiktok", tmp_path / "raw", tmp_path / "data", min_frames=2)
+
     with pytest.raises(KeyboardInterrupt):
         run()
     assert {"00001", "00002"} < {*done}
@@ -221,7 +223,7 @@ def test_what_the_user_can_mend(tmp_path):
     with pytest.raises(InputError, match="expected TikTok_dataset/00001/images/0001.png.*found no folder"):
         prepare("tiktok", tmp_path / "nowhere", tmp_path)
     (tmp_path / "raw/unrelated").mkdir(parents=True)
-    for name in builders.BUILDERS:
+    for name in PREPARED:
         with pytest.raises(InputError, match="found none of that"):
             prepare(name, tmp_path / "raw", tmp_path / "data")
     write_folders(tmp_path / "raw" / "00001", 2)
@@ -229,26 +231,48 @@ def test_what_the_user_can_mend(tmp_path):
         prepare("tiktok", tmp_path / "raw", tmp_path / "data")
 
 
+def test_every_name_is_a_data_set(tmp_path):
+    assert set(PREPARED) < set(DATASETS)
+    for name in DATASETS:
+        settings = ConfigDict(
+            {"name": name, "path": str(tmp_path), "size": (16, 16), "test_clips": 2, "train_frames": 1}
+        )
+        if name == "puppets":
+            assert [clip.size for clip in find_clips(settings, "test")] == [(16, 16)] * 2
+        else:
+            with pytest.raises(InputError, match="expected"):
+                find_clips(settings, "test")
+    with pytest.raises(InputError, match="data set 'tictoc' is unknown, expected one of puppets, folder, tiktok"):
+        find_clips(ConfigDict({"name": "tictoc"}), "test")
+
+
+def test_names_of_data_sets_are_known_without_tensorflow_datasets():
+    code = "import sys, mafx.data.datasets; print([x for x in ('tensorflow_datasets', 'grain') if x in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
+
+
+def test_a_new_layout_is_a_data_set(tmp_path, monkeypatch):
+    layout = layouts.Layout("dancers", "NAME/images and NAME/densepose", lambda folder: {"test": raw.find_raw(folder)})
+    monkeypatch.setitem(builders.BUILDERS, "dancers", builders.builder_class(layout))
+    _, motion = write_folders(tmp_path / "raw" / "a", 2)
+    prepare("dancers", tmp_path / "raw", tmp_path / "data", min_frames=2)
+    (clip,) = record_clips("dancers", tmp_path / "data", "test")
+    np.testing.assert_array_equal(clip.read(np.arange(2))[1], motion)
+
+
 def test_command_without_tensorflow(tmp_path, capsys):
     assert main(["tiktok", "--manual_dir", str(tmp_path / "nowhere"), "--data_dir", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("mafx.data.builders: expected TikTok_dataset")
     write_folders(tmp_path / "raw" / "00001", 2, iuv=True)
     (tmp_path / "tensorflow.py").write_text("raise RuntimeError('TensorFlow was imported')")
-    command = [
-        sys.executable,
-        "-m",
-        "mafx.data.builders",
-        "tiktok",
-        "--manual_dir",
-        "raw",
-        "--data_dir",
-        "data",
-        "--min_frames",
-        "2",
-    ]
+    flags = ["tiktok", "--manual_dir", "raw", "--data_dir", "data", "--min_frames", "2"]
+    command = [sys.executable, "-m", "mafx.data.builders", *flags]
     paths = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
         command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+    assert done.stdout == "", "tensorflow-datasets is quiet"
+    lines = [line for line in done.stderr.splitlines() if line and "/1 [" not in line]
+    assert lines == ["Prepared tiktok: 1 train clips."]
     assert record_clips("tiktok", tmp_path / "data", "train")[0].frames == 2

@@ -1,31 +1,60 @@
 """Data sets by name: the clips of a split, wherever they come from."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import ml_collections
 
 from mafx.data.clips import Clip, FolderClip, puppet_clips
+from mafx.data.layouts import LAYOUTS
 from mafx.errors import InputError
 
-PREPARED = ("tiktok", "ted_talks", "clips", "images")  # once, by mafx.data.builders
-DATASETS = ("puppets", "folder", *PREPARED)
+
+def _puppet_clips(settings: ml_collections.ConfigDict, split: str) -> Sequence[Clip]:
+    rows, columns = settings.size
+    return puppet_clips(split, settings[f"{split}_clips"], (rows, columns))
+
+
+def _folder_clips(settings: ml_collections.ConfigDict, split: str) -> Sequence[Clip]:
+    """One clip, divided in time."""
+    if not settings.train_frames:
+        raise InputError(
+            "config.data.train_frames: expected how many of the folder's frames are for training, found nothing"
+        )
+    first, last = {"train": (0, settings.train_frames), "test": (settings.train_frames, None)}[split]
+    return [FolderClip(Path(settings.path), first, last)]
+
+
+def _prepared_clips(settings: ml_collections.ConfigDict, split: str) -> Sequence[Clip]:
+    from mafx.data.builders import record_clips  # noqa: PLC0415 (imports tensorflow-datasets, which is slow)
+
+    return record_clips(settings.name, Path(settings.path), split)
+
+
+_FINDERS: dict[str, Callable[[ml_collections.ConfigDict, str], Sequence[Clip]]] = {
+    "puppets": _puppet_clips,
+    "folder": _folder_clips,
+    **dict.fromkeys(LAYOUTS, _prepared_clips),
+}
+DATASETS = tuple(_FINDERS)
+PREPARED = tuple(LAYOUTS)  # those that mafx.data.builders makes
 
 
 def find_clips(settings: ml_collections.ConfigDict, split: str) -> list[Clip]:
-    """The clips of "train" or "test".
+    """Find the clips of a split.
 
-    `settings` has `name` and `path`. "puppets" are drawn, `train_clips` and `test_clips` of them, in `size`; "folder" is one clip, whose frames from
-    `train_frames` on are the test; all others lie prepared under `path`.
+    Args:
+      settings: `name`, one of `DATASETS`, and what this data set needs: "puppets" the `size` and the numbers
+        `train_clips` and `test_clips`; "folder" a `path` and `train_frames`, the number of frames before those of the
+        test; all others the `path` under which they were prepared.
+      split: "train" or "test".
+
+    Returns:
+      The clips, which are read when they are used.
+
+    Raises:
+      InputError: The data set is not there, or a setting is missing.
     """
-    if settings.name == "puppets":
-        return puppet_clips(split, settings[f"{split}_clips"], tuple(settings.size))
-    if settings.name == "folder":
-        if not settings.train_frames:
-            raise InputError(
-                "config.data.train_frames: expected how many of the folder's frames are for training, found nothing"
-            )
-        first, last = {"train": (0, settings.train_frames), "test": (settings.train_frames, None)}[split]
-        return [FolderClip(Path(settings.path), first, last)]
-    from mafx.data.builders import record_clips  # noqa: PLC0415 (slow to import)
-
-    return record_clips(settings.name, Path(settings.path), split)
+    if settings.name not in _FINDERS:
+        raise InputError(f"data set {settings.name!r} is unknown, expected one of {', '.join(DATASETS)}")
+    return list(_FINDERS[settings.name](settings, split))
