@@ -59,6 +59,8 @@ def test_goes_on_after_an_interruption_and_refuses_other_settings(evaluated, mic
     assert [p.name for p in (tmp_path / "videos").iterdir()] == [f"{CLIPS[2].name}.mp4"]
     with pytest.raises(InputError, match="steps: 1, now 2"):
         run(micro, tmp_path, settings=SETTINGS | {"steps": 2})
+    with pytest.raises(InputError, match=r"guidance_interval: \[0, 1000\], now None"):
+        run(micro, tmp_path, settings={"steps": 1, "guidance_scale": 1.0})
 
 
 ONE_OF_FOUR = """

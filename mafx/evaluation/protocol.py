@@ -75,15 +75,8 @@ def evaluate(
     Raises:
       InputError: `out` has results of other settings.
     """
-    setup = {
-        "frames": frames,
-        "stride": options.stride,
-        "size": options.size,
-        "split": [clip.name for clip in clips],
-        **identity,
-        **settings,
-        "networks": [name for name in NETWORKS if name in networks],
-    }
+    setup = {"frames": frames, "stride": options.stride, "size": options.size, "split": [clip.name for clip in clips]}
+    setup |= {**identity, **settings, "networks": [name for name in NETWORKS if name in networks]}
     setup = json.loads(json.dumps(setup))  # tuples become lists, as they are in the files that it is compared with
     _prepare_folder(out, setup)
     process, processes = jax.process_index(), jax.process_count()
@@ -105,10 +98,10 @@ def _prepare_folder(out: Path, setup: dict) -> None:
     for path in (out / "clips").glob("*.json"):
         before = json.loads(path.read_text())["settings"]
         if before != setup:
-            odd = next(name for name in setup if before.get(name) != setup[name])
+            odd = next(name for name in setup | before if before.get(name, ...) != setup.get(name, ...))
             raise InputError(
-                f"{out} has results of other settings ({odd}: {before.get(odd)!r}, now {setup[odd]!r}); choose another "
-                "--out or remove it"
+                f"{out} has results of other settings ({odd}: {before.get(odd)!r}, now {setup.get(odd)!r}); choose "
+                "another --out or remove it"
             )
 
 
@@ -170,7 +163,7 @@ def measure(
     Args:
       model: What is evaluated.
       clip: The clip.
-      targets: Numbers of the frames to animate.
+      targets: Indices of the frames to animate.
       out: The folder of the evaluation.
       options: How the clip is read.
       settings: Fields of `mafx.Settings`.
@@ -194,13 +187,17 @@ def measure(
         for answer, video in answers.items():
             scores[answer] |= networks.lpips(video, truth, person)
     scores["truth"] = {"flicker_unseen": metrics.flicker(truth, labels, reference_labels)}
-    features: dict[str, Any] = {}
-    for answer, video in {**answers, "truth": truth}.items():
-        features |= {f"{answer}/{name}": x for name, x in networks.features(video, person).items()}
-    np.savez(out / "features" / f"{clip.name}.npz", **features)
+    features = {answer: networks.features(video, person) for answer, video in {**answers, "truth": truth}.items()}
+    _write_features(out / "features" / f"{clip.name}.npz", features)
     videos = media.side_by_side(reference, motion, answers["result"], truth)
     media.write_video(out / "videos" / f"{clip.name}.mp4", videos, clip.fps / options.stride)
     return scores
+
+
+def _write_features(path: Path, features: dict[str, dict[str, np.ndarray]]) -> None:
+    """Write answer -> name -> features, each under the name answer/name."""
+    arrays: dict[str, Any] = {f"{answer}/{name}": x for answer, named in features.items() for name, x in named.items()}
+    np.savez(path, **arrays)
 
 
 def score(
