@@ -42,7 +42,7 @@ class Part(NamedTuple):
       name: What it computes.
       function: The jitted function.
       arguments: Its arguments; large ones are `jax.ShapeDtypeStruct`s.
-      runs: How many times an animation runs it. A run of "steps" counts as one step.
+      runs: How many times an animation runs it. For steps, a run is one step of one batch of windows.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Cost(NamedTuple):
 
     Attributes:
       name: Of the part.
-      runs: How many times an animation runs it.
+      runs: Of the part.
       flops: Floating-point operations of one run, of matrix products and convolutions.
       argument_bytes: Of its arguments, parameters included.
       temporary_bytes: Of what it computes on the way, as the compiler plans it.
@@ -156,7 +156,8 @@ class Program:
             state = SamplerState(x, x, deep_of[kind.guided] if kind.shallow else None)
             span = np.int32(0), np.int32(1)
             arguments = kind, params, state, inputs, self.batches, rows, banks, *span
-            state, _ = add(f"steps{kind}", self.kinds.count(kind), sampling.run_steps, *arguments)
+            runs = self.kinds.count(kind) * int(self.batches.count)
+            state, _ = add(f"steps{kind}", runs, sampling.run_steps, *arguments)
             deep_of[kind.guided] = state.deep
         chunk = np.zeros(self._frames_at_once, np.int32)
         chunks = math.ceil(self.frames / self._frames_at_once)

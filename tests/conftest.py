@@ -13,6 +13,7 @@ os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,8 +25,6 @@ from micro import MICRO
 from mafx.model import random_model
 from mafx.models.animator import SIZES
 from mafx.pretrained.layout import load_pretrained
-from mafx.training import loop
-from mafx.training.sharding import make_mesh
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 PUBLISHED = SHARED / "fixtures" / "tiny"
@@ -60,16 +59,19 @@ def published_model(published):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Whole runs of the training loop on one device, with the smallest model: they compile long enough."""
-    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    """What whole runs of the training loop are given, with the smallest model: more devices compile longer."""
     monkeypatch.setitem(SIZES, "micro", MICRO)
-    monkeypatch.setattr(loop, "make_mesh", lambda axes: mesh)
-    monkeypatch.setattr(loop, "matmul_rate", lambda dtype: 1e9)
+    return jax.devices()[:1]
 
 
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def normal(rng, *shape):
+    """Random normal numbers as a float32 array of JAX."""
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
 
 def relative_error(got, expected) -> float:

@@ -1,6 +1,6 @@
-"""The smallest model that has every kind of layer, the config that trains it, and a command that does so in a process of its own:
+"""The smallest model with every kind of layer, the config that trains it, and a command that does so on its own:
 
-python tests/micro.py WORKDIR '{"config": {"steps": 3}, "devices": 2, "distributed": ["localhost:1234", 2, 0], "signal": [9, 8]}'
+python tests/micro.py WORKDIR '{"config": {"steps": 3}, "devices": 2, "signal": [9, 8]}'
 """
 
 import dataclasses
@@ -101,7 +101,6 @@ def main():
         return distribute(*args)
 
     loop.distribute_batch = counted
-    loop.matmul_rate = lambda dtype: 1e9
     loop.train(micro_config("appearance", **settings["config"]), workdir)
 
 

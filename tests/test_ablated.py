@@ -1,9 +1,11 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import normal
 from micro import MICRO, example
 
 from mafx import save_pretrained
@@ -44,15 +46,18 @@ def embedding():
     return random_model(dataclasses.replace(MICRO, appearance="embedding"), seed=1)
 
 
-def test_the_embedding_is_dropped_like_features_are(embedding, rng):
+def test_the_embedding_is_dropped_like_a_bank(embedding, rng):
     """An example without the reference answers as the unconditional half of guidance; one with it does not."""
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    draw = functools.partial(normal, rng)
     assert not any(
         "decoder" in "/".join(k.key for k in path)
         for path, _ in jax.tree_util.tree_leaves_with_path(embedding.params["appearance"])
     )
     noisy, t, text, reference = draw(2, 1, 4, 4, 4), jnp.array([5, 9]), draw(2, 3, 16), draw(2, 4, 4, 4)
-    apply = lambda method, *args: embedding.networks.apply({"params": embedding.params}, *args, method=method)  # noqa: E731
+
+    def apply(method, *args):
+        return embedding.networks.apply({"params": embedding.params}, *args, method=method)
+
     bank = apply("bank", reference, t, text)
     partial = jax.tree.map(lambda y: PartialBank(y, jnp.array([True, False])), bank)
     without, both, mixed = (apply("predict", noisy, t, text, x, None) for x in ({}, bank, partial))

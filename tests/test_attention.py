@@ -1,16 +1,27 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import normal
 from jax.sharding import PartitionSpec
 
-from mafx.models import attention as module
-from mafx.models.attention import Attention, FeedForward, SpatialTransformer, attention
+from mafx.models.attention import Attention, FeedForward, SpatialTransformer, attention, choose_kernel
+from mafx.models.kernels import Kernels
 from mafx.training.sharding import batch_sharding, make_mesh
+
+# several blocks of queries, the last one not full
+SMALL_BLOCKS = {name: Kernels(attention=name, block_score_bytes=600) for name in ("plain", "blockwise")}
+# several blocks of splash attention, without a TPU
+INTERPRETED = {
+    "plain": Kernels(attention="plain"),
+    "splash": Kernels(attention="splash", splash_block=128, interpret=True),
+}
 
 
 def inputs(rng, b=2, f=3, n=10, k=7, m=5, heads=2, d=4):
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    draw = functools.partial(normal, rng)
     return (
         draw(b, f, n, heads, d),
         (draw(b, f, k, heads, d), draw(b, f, k, heads, d)),
@@ -35,21 +46,21 @@ def by_definition(q, own, shared):
 
 @pytest.mark.parametrize("kernel", ["plain", "blockwise"])
 @pytest.mark.parametrize("parts", ["own", "shared", "both"])
-def test_kernels_equal_the_definition(rng, monkeypatch, kernel, parts):
-    monkeypatch.setattr(module, "BLOCK_SCORE_BYTES", 600)  # several blocks, the last one not full
+def test_kernels_equal_the_definition(rng, kernel, parts):
     q, own, shared = inputs(rng)
     own, shared = own if parts != "shared" else None, shared if parts != "own" else None
-    np.testing.assert_allclose(attention(q, own, shared, kernel=kernel), by_definition(q, own, shared), atol=2e-6)
+    np.testing.assert_allclose(
+        attention(q, own, shared, kernels=SMALL_BLOCKS[kernel]), by_definition(q, own, shared), atol=2e-6
+    )
 
 
-def test_kernels_have_the_same_gradient(rng, monkeypatch):
-    monkeypatch.setattr(module, "BLOCK_SCORE_BYTES", 600)
+def test_kernels_have_the_same_gradient(rng):
     args = inputs(rng)
-    grads = [
-        jax.grad(lambda args: jnp.square(attention(*args, kernel=kernel)).sum())(args)
-        for kernel in ("plain", "blockwise")
-    ]  # noqa: B023
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *grads)
+
+    def gradient(kernel):
+        return jax.grad(lambda args: jnp.square(attention(*args, kernels=SMALL_BLOCKS[kernel])).sum())(args)
+
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), gradient("plain"), gradient("blockwise"))
 
 
 def test_large_scores_are_not_materialised(rng):
@@ -57,31 +68,32 @@ def test_large_scores_are_not_materialised(rng):
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), y)
         for y in inputs(rng, f=4, n=4096, k=4096, m=4096, heads=8)
     )
-    assert module._choose_kernel(q, own, shared) == "blockwise"
-    memory = [jax.jit(lambda *x: attention(*x, kernel=k)).lower(q, own, shared).compile().memory_analysis().temp_size_in_bytes  # noqa: B023
-              for k in ("auto", "plain")]  # fmt: skip
-    assert memory[0] < memory[1] / 20
+    assert choose_kernel(q, own, shared, Kernels("cpu")) == "blockwise"
 
+    def temporary_bytes(kernels):
+        program = jax.jit(lambda *x: attention(*x, kernels=kernels)).lower(q, own, shared).compile()
+        return program.memory_analysis().temp_size_in_bytes
 
-@pytest.fixture
-def interpreted(monkeypatch):
-    monkeypatch.setattr(module, "SPLASH_INTERPRETED", True)
-    monkeypatch.setattr(module, "SPLASH_BLOCK", 128)  # several blocks
+    assert temporary_bytes(Kernels("cpu")) < temporary_bytes(Kernels(attention="plain")) / 20
 
 
 @pytest.mark.parametrize(("parts", "width"), [("own", 40), ("shared", 80), ("both", 160)])
-def test_splash_equals_the_definition(rng, interpreted, parts, width):
+def test_splash_equals_the_definition(rng, parts, width):
     q, own, shared = inputs(rng, b=1, f=2, n=128, k=256, m=128, heads=1, d=width)
     own, shared = own if parts != "shared" else None, shared if parts != "own" else None
-    np.testing.assert_allclose(attention(q, own, shared, kernel="splash"), by_definition(q, own, shared), atol=5e-6)
+    got = attention(q, own, shared, kernels=INTERPRETED["splash"])
+    np.testing.assert_allclose(got, by_definition(q, own, shared), atol=5e-6)
 
 
-def test_splash_has_the_gradient_of_plain_on_one_device_and_on_many(rng, interpreted):
-    """And sees no reference that was dropped; a batch that the devices do not divide is attended by all of them."""
+def test_splash_has_the_gradient_of_plain_on_one_device_and_on_many(rng):
+    """A dropped bank is not seen. A batch that the devices do not divide is attended by all of them."""
     mesh = make_mesh({"data": 2}, jax.devices()[:2])
 
     def gradient(kernel):
-        return jax.jit(jax.value_and_grad(lambda args, keep: jnp.square(attention(*args, keep, kernel=kernel)).sum()))
+        def loss(args, keep):
+            return jnp.square(attention(*args, keep, kernels=INTERPRETED[kernel])).sum()
+
+        return jax.jit(jax.value_and_grad(loss))
 
     def compare(got, expected):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-5), got, expected)
@@ -89,32 +101,37 @@ def test_splash_has_the_gradient_of_plain_on_one_device_and_on_many(rng, interpr
     args, keep = inputs(rng, b=2, f=2, n=128, k=128, m=128, d=40), jnp.array([True, False])
     expected = gradient("plain")(args, keep)
     compare(gradient("splash")(args, keep), expected)
-    step = gradient("splash").lower(*jax.device_put((args, keep), batch_sharding(mesh))).compile()
+    spread = jax.device_put((args, keep), batch_sharding(mesh))
+    step = gradient("splash").lower(*spread).compile()
     assert "all-gather" not in step.as_text()
-    got = step(*jax.device_put((args, keep), batch_sharding(mesh)))
+    got = step(*spread)
     compare(got, expected)
     assert all(x.sharding.is_equivalent_to(batch_sharding(mesh), x.ndim) for x in jax.tree.leaves(got[1]))
-    one = jax.tree.map(lambda x: x[:1], args)
-    compare(
-        gradient("splash")(*jax.device_put((one, keep[:1]), batch_sharding(mesh).update(spec=PartitionSpec()))),
-        gradient("plain")(one, keep[:1]),
-    )
+    one = jax.tree.map(lambda x: x[:1], args), keep[:1]
+    whole = jax.device_put(one, batch_sharding(mesh).update(spec=PartitionSpec()))
+    compare(gradient("splash")(*whole), gradient("plain")(*one))
 
 
-def test_tpus_take_splash_where_tokens_suit_it(rng, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+def test_tpus_take_splash_where_tokens_suit_it(rng):
     q, own, shared = inputs(rng, n=256, k=256, m=128)
     text = tuple(x[:, :77] for x in shared)
-    assert module._choose_kernel(q, own, shared) == "plain"  # eight devices, and no mesh
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    assert [
-        module._choose_kernel(*args) for args in ((q, own, shared), (q, None, text), (q[:, :, :64], own, None))
-    ] == ["splash", "plain", "plain"]
+    assert choose_kernel(q, own, shared, Kernels("tpu", devices=8)) == "plain"  # several devices, and no mesh
+    one_device = Kernels("tpu", devices=1)
+    assert choose_kernel(q, own, shared, one_device) == "splash"
+    assert choose_kernel(q, None, text, one_device) == "plain"
+    assert choose_kernel(q[:, :, :64], own, None, one_device) == "plain"
+
+
+def test_gpus_take_cudnn_in_16_bits(rng):
+    q, own, shared = inputs(rng, n=256, k=256, m=128)
+    half = q.astype(jnp.bfloat16)
+    chosen = [choose_kernel(x, own, shared, Kernels("gpu", devices=1)) for x in (half, q, half[:, :, :128])]
+    assert chosen == ["cudnn", "plain", "plain"]
 
 
 def test_unknown_kernel():
     with pytest.raises(ValueError, match="'fast' is unknown, expected one of auto"):
-        attention(*inputs(np.random.default_rng(0)), kernel="fast")
+        attention(*inputs(np.random.default_rng(0)), kernels=Kernels(attention="fast"))
 
 
 def test_mixed_attention_is_self_attention_over_longer_rows(rng):
@@ -126,20 +143,18 @@ def test_mixed_attention_is_self_attention_over_longer_rows(rng):
     layer = Attention(heads=2)
     params = layer.init(jax.random.key(0), x)
     longer = jnp.concatenate([x, jnp.broadcast_to(reference[:, None], (2, 3, 4, 8))], axis=2)
-    np.testing.assert_allclose(
-        layer.apply(params, x, reference=reference), layer.apply(params, longer)[:, :, :6], atol=1e-6
-    )
+    np.testing.assert_allclose(layer.apply(params, x, bank=reference), layer.apply(params, longer)[:, :, :6], atol=1e-6)
 
 
 def test_reference_is_projected_once_for_all_frames(rng):
     """The cost of keys and values of the reference does not grow with the frames."""
     reference = jax.ShapeDtypeStruct((1, 64, 32), jnp.float32)
-    layer = Attention(heads=2, kernel="plain")
+    layer = Attention(heads=2, kernels=Kernels(attention="plain"))
 
     def cost(frames, with_reference):
         x = jax.ShapeDtypeStruct((1, frames, 64, 32), jnp.float32)
         params = jax.eval_shape(layer.init, jax.random.key(0), x)
-        apply = jax.jit(lambda p, x, r: layer.apply(p, x, reference=r if with_reference else None))
+        apply = jax.jit(lambda p, x, r: layer.apply(p, x, bank=r if with_reference else None))
         return apply.lower(params, x, reference).cost_analysis()["flops"]
 
     extra = [cost(f, True) - cost(f, False) for f in (1, 2, 3)]
@@ -172,10 +187,9 @@ def test_feature_only_block_ends_at_its_norm(rng):
 
 
 @pytest.mark.parametrize("kernel", ["plain", "blockwise"])
-def test_dropped_references_are_not_seen(rng, monkeypatch, kernel):
-    monkeypatch.setattr(module, "BLOCK_SCORE_BYTES", 600)
+def test_dropped_references_are_not_seen(rng, kernel):
     q, own, shared = inputs(rng)
-    got = attention(q, own, shared, jnp.array([True, False]), kernel=kernel)
+    got = attention(q, own, shared, jnp.array([True, False]), kernels=SMALL_BLOCKS[kernel])
     np.testing.assert_allclose(got[0], by_definition(q, own, shared)[0], atol=2e-6)
     np.testing.assert_allclose(got[1], by_definition(q, own, None)[1], atol=2e-6)
 
@@ -190,8 +204,8 @@ def test_places_draw_attention_to_the_same_place_of_the_reference(rng):
         "params": {name: {"kernel": zero if name in ("to_q", "to_k") else jnp.eye(32)} for name in params["params"]}
     }
     params["params"]["to_out"]["bias"] = jnp.zeros(32)
-    placed = layer.apply(params, x, reference=reference, place=(4, 6))[0, 0]
+    placed = layer.apply(params, x, bank=reference, grid=(4, 6))[0, 0]
     correlation = jnp.corrcoef(placed, reference[0])[:24, 24:]
     np.testing.assert_array_equal(correlation.argmax(1), np.arange(24))
-    everywhere = layer.apply(params, x, reference=reference)[0, 0]
+    everywhere = layer.apply(params, x, bank=reference)[0, 0]
     np.testing.assert_allclose(everywhere, jnp.broadcast_to(reference.mean((0, 1)) / 2, (24, 32)), atol=1e-6)

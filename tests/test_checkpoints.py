@@ -63,7 +63,7 @@ def test_folders_without_checkpoints(tmp_path):
     with pytest.raises(InputError, match="found no checkpoints"):
         read_parameters(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(InputError, match="no whole checkpoint"):
+    with pytest.raises(InputError, match="no complete checkpoint"):
         read_parameters(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Every file in configs/, shrunk and stepped once, on made-up data in the layouts that the data sets are downloaded in."""
+"""Every config, shrunk and stepped once, on made-up data in the layouts that data sets are downloaded in."""
 
 import importlib
 import json
@@ -15,9 +15,9 @@ from mafx import media
 from mafx.data.builders import prepare
 from mafx.errors import InputError
 from mafx.pretrained.layout import save_pretrained
-from mafx.training import loop
 from mafx.training.checkpoints import read_parameters
 from mafx.training.config import STAGES, check_config, default_config
+from mafx.training.loop import train
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 CASES = [(name, stage) for name in CONFIGS if name != "ablations" for stage in STAGES]
@@ -102,7 +102,7 @@ def test_every_config_makes_a_step(name, argument, data, stable_diffusion, one_d
     config = get_config(name, argument)
     check_config(config)
     from_nothing = config.schedule.zero_terminal_snr
-    loop.train(shrink(config, data, "" if from_nothing else stable_diffusion), tmp_path)
+    train(shrink(config, data, "" if from_nothing else stable_diffusion), tmp_path, one_device)
     metrics = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert metrics["step"] == 1 and np.isfinite(metrics["loss"]) and metrics["flop_utilisation"] > 0
 
@@ -114,7 +114,7 @@ def test_training_starts_from_stable_diffusion(data, stable_diffusion, micro, on
     config.images.update({"name": "images", "path": str(data)})
     config.joint.images, config.lr, config.ema = 0.5, 0.0, 0.0
     config.data.latent_cache = str(tmp_path / "latents")
-    loop.train(config, tmp_path / "a")
+    train(config, tmp_path / "a", one_device)
     assert len(list((tmp_path / "latents").glob("*.npy"))) == 4 + 3
     params, _ = read_parameters(tmp_path / "a")
     for name in ("encoder/conv_in/kernel", "decoder/up_blocks_1/attentions_0/transformer_blocks_0/attn1/to_q/kernel"):
@@ -145,21 +145,21 @@ def test_training_starts_from_stable_diffusion(data, stable_diffusion, micro, on
         ("learning_rate", 1e-4, "config.learning_rate is unknown"),
     ],
 )
-def test_bad_values_are_refused_by_name(field, value, message, tmp_path):
+def test_bad_values_are_refused_by_name(field, value, message, tmp_path, one_device):
     config = get_config("tiktok", "temporal")
     with config.unlocked():
         owner = config[field.split(".")[0]] if "." in field else config
         with owner.ignore_type():
             owner[field.split(".")[-1]] = value
     with pytest.raises(InputError, match=message.replace(".", r"\.")):
-        loop.train(config, tmp_path / "new")
+        train(config, tmp_path / "new", one_device)
     assert not (tmp_path / "new").exists()
 
 
 def test_unknown_stages_and_missing_data():
-    with pytest.raises(InputError, match="stage 'second' is unknown, expected one of appearance, temporal"):
+    with pytest.raises(InputError, match="one of appearance, temporal; found 'second'"):
         get_config("tiktok", "second")
     with pytest.raises(InputError, match="ablation 'no_pose' is unknown, expected one of full, no_temporal"):
         get_config("ablations", "no_pose:temporal")
     with pytest.raises(InputError, match=r"python -m mafx\.data\.builders tiktok"):
-        loop.train(get_config("tiktok", "appearance"), Path("nowhere"))
+        train(get_config("tiktok", "appearance"), Path("nowhere"))

@@ -1,13 +1,16 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from conftest import normal
 from micro import MICRO
 
 from mafx.models.control import ControlNet
 
 
 def test_sees_frames_one_by_one(micro, rng):
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    draw = functools.partial(normal, rng)
     x, t, text, pose = draw(1, 3, 4, 4, 4), jnp.array([7]), draw(1, 77, 16), jnp.abs(draw(1, 3, 8, 8, 3))
     control, params = ControlNet(MICRO.unet, MICRO.motion_widths), {"params": micro.params["control"]}
     clip = control.apply(params, x, t, text, pose)

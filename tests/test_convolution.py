@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import relative_error
 
-from mafx.models import convolution as module
-from mafx.models.convolution import MATRICES, choose, convolve, winograd
+from mafx.models.convolution import MATRICES, winograd, winograd_tile
+from mafx.models.kernels import Kernels
 from mafx.models.layers import conv3x3
 
 SAME = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
@@ -35,7 +35,10 @@ def test_winograd_is_the_convolution(rng, m, size):
 
 def test_gradient_is_the_convolution_s(rng):
     x, kernel = draw(rng, 1, 6, 6, 4), draw(rng, 3, 3, 4, 3)
-    direct = lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **SAME)  # noqa: E731
+
+    def direct(x, kernel):
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **SAME)
+
     wanted, got = (
         jax.grad(lambda *args, f=f: jnp.square(f(*args)).sum(), (0, 1))(x, kernel)
         for f in (direct, lambda *args: winograd(*args, 4))
@@ -43,31 +46,24 @@ def test_gradient_is_the_convolution_s(rng):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), got, wanted)
 
 
-def test_where_it_is_chosen():
-    x = lambda pixels, dtype=jnp.float32: jax.ShapeDtypeStruct((1, 1, pixels, 256), dtype)  # noqa: E731
-    kernel = lambda *channels: jax.ShapeDtypeStruct((3, 3, *channels), jnp.float32)  # noqa: E731
-    wide = kernel(256, 256)
-    assert [choose("cpu", x(n), wide) for n in (256, 1024, 4096)] == ["direct", "winograd2", "winograd4"]
-    assert (
-        choose("cpu", x(4096), kernel(256, 4))
-        == choose("cpu", x(4096, jnp.bfloat16), wide)
-        == choose("gpu", x(4096), wide)
-        == "direct"
-    )
+def test_where_winograd_is_chosen():
+    def pixels(n, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct((1, 1, n, 256), dtype)
+
+    wide, narrow = (jax.ShapeDtypeStruct((3, 3, 256, c), jnp.float32) for c in (256, 4))
+    assert [winograd_tile(pixels(n), wide, "cpu") for n in (256, 1024, 4096)] == [0, 2, 4]
+    assert winograd_tile(pixels(4096), narrow, "cpu") == 0
+    assert winograd_tile(pixels(4096, jnp.bfloat16), wide, "cpu") == 0
+    assert winograd_tile(pixels(4096), wide, "gpu") == 0
 
 
-def test_layers_take_it(rng, monkeypatch):
-    """A layer of the UNet, also at stride 2, where the definition stays."""
-    calls = []
-    monkeypatch.setattr(module, "LEAST_CHANNELS", 4)
-    monkeypatch.setattr(module, "winograd", lambda *args: (calls.append(args[2]), winograd(*args))[1])
-    x = draw(rng, 1, 2, 32, 32, 4)  # frames
-    for stride, found in ((1, [4]), (2, [4])):
-        layer = conv3x3(5, "conv", stride=stride)
-        params = layer.init(jax.random.key(0), x)
-        calls.clear() if stride == 1 else None
-        got = layer.apply(params, x)
-        assert calls == found
-    assert got.shape == (1, 2, 16, 16, 5)
-    plain = convolve(x[0], jnp.ones((3, 3, 4, 5)), (2, 2), ((1, 1), (1, 1)), **SAME)
-    assert plain.shape == (2, 16, 16, 5)
+def test_layers_take_it():
+    """A layer of the UNet on a CPU; at stride 2, and elsewhere, the convolution is XLA's."""
+    x = jax.ShapeDtypeStruct((1, 2, 32, 64, 128), jnp.float32)
+
+    def convolutions(stride, platform):
+        layer = conv3x3(128, "conv", stride=stride, kernels=Kernels(platform))
+        params = jax.eval_shape(layer.init, jax.random.key(0), x)
+        return str(jax.make_jaxpr(layer.apply)(params, x)).count("conv_general_dilated")
+
+    assert [convolutions(1, "cpu"), convolutions(2, "cpu"), convolutions(1, "gpu")] == [0, 1, 1]

@@ -7,9 +7,10 @@ import pytest
 from micro import micro_config
 
 from mafx.training import fit
-from mafx.training.fit import compiled_gib, largest_batch, trace_step
-from mafx.training.loop import model_sizes
+from mafx.training.fit import compiled_gib, largest_batch
+from mafx.training.runs import model_sizes
 from mafx.training.sharding import make_mesh
+from mafx.training.step import trace_step
 
 
 @pytest.mark.parametrize("fitting", [0, 1, 2, 3, 7, 8, 100])

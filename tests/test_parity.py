@@ -1,4 +1,7 @@
-"""Equality with the published code, network by network and as a whole. `pytest tests/test_parity.py` prints the table of errors."""
+"""Equality with the published code, network by network and as a whole.
+
+`pytest tests/test_parity.py` ends with the table of errors.
+"""
 
 import dataclasses
 import functools
@@ -253,7 +256,10 @@ def test_unet_full(model, expected, parity, missing):
     if model.dtype != jnp.float32 and missing:
         pytest.skip("one case in bfloat16 is enough")
     x = expected("unet_full")
-    cast = lambda tree: jax.tree.map(lambda y: jnp.asarray(y, model.dtype), tree)  # noqa: E731
+
+    def cast(tree):
+        return jax.tree.map(lambda y: jnp.asarray(y, model.dtype), tree)
+
     bank = {} if missing == "_no_bank" else cast(jax.tree.map(lambda y: y[1:], published_bank(x)))
     residuals = None
     if missing != "_no_control":

@@ -21,7 +21,10 @@ def test_mesh_sizes():
 
 def test_the_largest_axis_that_divides_is_split():
     mesh = make_mesh({"data": 2, "fsdp": 4})
-    shape = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32)  # noqa: E731
+
+    def shape(*s):
+        return jax.ShapeDtypeStruct(s, jnp.float32)
+
     tree = {
         "a": shape(3, 3, 320, 640),
         "b": shape(642, 320),

@@ -1,19 +1,21 @@
 import dataclasses
+import functools
 
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import normal
+from mafx.flops import count_flops
 from micro import MICRO
 
 from mafx.models.unet import REMAT, Encoded, Residuals, UNet
-from mafx.training.flops import count_flops
 
 
 @pytest.fixture
 def inputs(rng):
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    draw = functools.partial(normal, rng)
     return draw(1, 3, 4, 4, 4), jnp.array([7]), draw(1, 77, 16)
 
 
@@ -22,8 +24,11 @@ def test_residuals_enter_behind_the_skips_and_the_middle(micro, inputs):
     unet, params = UNet(MICRO.unet), {"params": micro.params["unet"]}
     encoded = unet.apply(params, x, t, text, {}, method="encode")
     shifts = Residuals(tuple(0.1 * jnp.ones_like(s) for s in encoded.skips), jnp.zeros_like(encoded.x))
-    moved = Encoded(encoded.x, tuple(s + 0.1 for s in encoded.skips), encoded.temb, encoded.features)
-    decode = lambda *args: unet.apply(params, *args, method="decode").output  # noqa: E731
+    moved = Encoded(encoded.x, tuple(s + 0.1 for s in encoded.skips), encoded.temb, encoded.written)
+
+    def decode(*args):
+        return unet.apply(params, *args, method="decode").output
+
     np.testing.assert_allclose(decode(encoded, text, {}, shifts), decode(moved, text, {}), atol=1e-6)
     assert (
         np.abs(decode(encoded, text, {}, Residuals(shifts.skips, 1 + encoded.x)) - decode(moved, text, {})).max() > 1e-3

@@ -8,11 +8,9 @@ from conftest import relative_error
 from micro import example
 
 import mafx
-from mafx import compiling, sampling
 from mafx.errors import InputError
+from mafx.models.animator import Animator
 from mafx.training.sharding import make_mesh
-
-PROGRAMS = ("apply", "banks", "run_steps", "decode")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +40,7 @@ def test_seed_noise_and_repetition(micro, clip):
 
 
 def test_every_window_starts_from_the_same_noise(micro, clip):
-    """With the same motion everywhere and no overlap, every window is the same video; not where every frame has its own noise."""
+    """With one motion everywhere and no overlap, all windows are the same video, unless frames have their own noise."""
     still = dataclasses.replace(clip, motion=np.repeat(clip.motion[:1], 8, axis=0))
     out = run(micro, still, 8, overlap=0)
     np.testing.assert_allclose(out.latents[:4], out.latents[4:], atol=1e-5)
@@ -51,53 +49,53 @@ def test_every_window_starts_from_the_same_noise(micro, clip):
     assert np.abs(own.latents[:4] - own.latents[4:]).max() > 0.1
 
 
-def flops(micro, **settings):
-    """Of a step."""
-    programs = mafx.compile_ahead(micro, (16, 16), 6, steps=2, window=4, overlap=1, **settings)
-    return [step.cost_analysis()["flops"] for step in programs["run_steps"]]
+def step_flops(micro, **settings):
+    """Floating-point operations of each kind of step."""
+    settings = mafx.Settings(steps=2, window=4, overlap=1, **settings)
+    costs = mafx.plan(micro, settings, (16, 16), 6).costs()
+    return [cost.flops for cost in costs if cost.name.startswith("steps")]
 
 
 def test_guidance_at_one_and_below_skips_the_unconditional_half(micro, clip):
     one = run(micro, clip, guidance_scale=1.0)
     np.testing.assert_array_equal(run(micro, clip, guidance_scale=0.0).latents, one.latents)
-    (less,), (more,) = flops(micro, guidance_scale=1.0), flops(micro, guidance_scale=2.0)
+    (less,), (more,) = (step_flops(micro, guidance_scale=scale) for scale in (1.0, 2.0))
     assert less < 0.8 * more
     nearly = run(micro, clip, guidance_scale=1.0001)
     np.testing.assert_allclose(nearly.latents, one.latents, atol=1e-3)
 
 
-def test_compiled_once_whatever_the_frames_seeds_and_scales(micro, clip):
-    """Up to the next power of two times the window."""
-    run(micro, clip, 5)
-    before = [getattr(sampling, name)._cache_size() for name in PROGRAMS]
+@pytest.fixture
+def traced(monkeypatch):
+    """Grows when networks are traced: when something is about to be compiled."""
+    calls, denoise = [], Animator.denoise
+
+    def counted(self, *args, **kwargs):
+        calls.append(1)
+        return denoise(self, *args, **kwargs)
+
+    monkeypatch.setattr(Animator, "denoise", counted)
+    return calls
+
+
+def test_compiled_once_whatever_the_frames_seeds_and_scales(micro, clip, traced):
+    """A program serves any number of frames up to the next power of two times the window."""
+    run(micro, clip, 5, reuse=1)
+    before = len(traced)
     run(micro, clip, 8, seed=3, guidance_scale=5.0, control_scale=0.5, sampler="euler", progress=True)
-    assert [getattr(sampling, name)._cache_size() for name in PROGRAMS] == before
+    assert len(traced) == before
+    run(micro, clip, 9)
+    assert len(traced) > before
 
 
-def test_compiled_ahead_is_all_that_runs(micro, clip, monkeypatch):
-    """From shapes alone: the same programs, of the same shapes, that animating then takes."""
-    compiled, called = set(), set()
-
-    def note(notes, program, args):
-        shapes = jax.tree.map(lambda x: (np.shape(x), getattr(x, "dtype", x)), args)
-        notes.add(f"{program.__name__} {shapes}")
-
-    monkeypatch.setattr(
-        compiling.jit,
-        "lower",
-        lambda self, *args: (note(compiled, self, args), self._jitted.lower(*args))[1],
-        raising=False,
-    )
-    monkeypatch.setattr(
-        compiling.jit, "__call__", lambda self, *args: (note(called, self, args), self._jitted(*args))[1]
-    )
-    shapes = dataclasses.replace(
-        micro, params=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), micro.params)
-    )
-    settings = {"steps": 2, "window": 4, "overlap": 1, "reuse": 2}
-    assert mafx.compile_ahead(shapes, (16, 16), 6, **settings).keys() == set(PROGRAMS)
+def test_what_is_compiled_from_shapes_is_all_that_runs(micro, clip, traced):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), micro.params)
+    settings = {"steps": 2, "window": 4, "overlap": 1, "reuse": 2, "guidance_scale": 3.0, "control_scale": 0.7}
+    mafx.plan(dataclasses.replace(micro, params=shapes), mafx.Settings(**settings), (16, 16), 6).compile()
+    before = len(traced)
+    assert before
     run(micro, clip, **settings)
-    assert compiled == called
+    assert len(traced) == before
 
 
 def test_steps_one_by_one_or_in_one_call_are_the_same(micro, clip):
@@ -108,7 +106,7 @@ def test_steps_one_by_one_or_in_one_call_are_the_same(micro, clip):
 
 
 def test_windows_at_once_and_on_many_devices_change_nothing(micro, clip):
-    """Three windows: two turns of two, the last one filled up."""
+    """Three windows are two batches of two, the last one filled up."""
     alone, at_once = run(micro, clip), run(micro, clip, windows_at_once=2)
     spread = run(micro, clip, mesh=make_mesh({"data": 2}, jax.devices()[:2]))
     for other in (at_once, spread):
@@ -127,7 +125,7 @@ def test_guidance_in_an_interval_alone(micro, clip):
 
 def test_reuse_computes_the_first_level_alone(micro, clip):
     """The first step is whole, the second one shallow: cheaper, and another result, which is not far off."""
-    whole, shallow = flops(micro, reuse=2)
+    whole, shallow = step_flops(micro, reuse=2)
     assert shallow < 0.9 * whole  # the smallest model has little below its first level
     usual, reused = run(micro, clip), run(micro, clip, reuse=2)
     assert 1e-4 < relative_error(reused.latents, usual.latents) < 0.5
@@ -167,14 +165,16 @@ def test_bfloat16(micro, clip):
     ({"reference": np.zeros((15, 16, 3), np.uint8)}, "divisible by 2, found 15x16; the nearest such size is 16x16"),
     ({"motion": np.zeros((0, 16, 16, 3), np.uint8)}, "the motion is empty"),
     ({"motion": np.zeros((16, 16, 3), np.uint8)}, "expected the motion as uint8"),
-    ({"reuse": 0}, "at least 1, found 0 and 1"),
+    ({"reuse": 0}, "reuse to be at least 1, found 0"),
     ({"window": 25}, "a window of 1 to 24 frames, found 25"),
     ({"overlap": 4}, "less than the window"),
-    ({"guidance_scale": -1.0}, "guidance scale of at least 0"),
-    ({"guidance_scale": float("nan")}, "guidance scale of at least 0"),
-    ({"steps": 0}, "between 1 and 1000 sampling steps"),
-    ({"sampler": "plms"}, "'plms' is unknown"),
-    ({"fusion": "up"}, "'up' is unknown"),
+    ({"guidance_scale": -1.0}, "guidance_scale to be at least 0"),
+    ({"guidance_scale": float("nan")}, "guidance_scale to be at least 0"),
+    ({"steps": 0}, "steps to be at least 1, found 0"),
+    ({"steps": 1001}, "between 1 and 1000 sampling steps"),
+    ({"stepz": 3}, "unknown settings: stepz"),
+    ({"sampler": "plms"}, "sampler to be one of ddim, dpmpp_2m, euler, found 'plms'"),
+    ({"fusion": "up"}, "fusion to be one of midup, full, found 'up'"),
     ({"noise": np.zeros((16, 8, 8, 4), np.float32)}, r"expected noise of the shape \[4, 8, 8, 4\]"),
     ({"prompt": "a person"}, "no vocabulary"),
 ])  # fmt: skip

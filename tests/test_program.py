@@ -1,0 +1,71 @@
+"""An animation as a value: its parts, their costs, and what they say before anything runs."""
+
+import jax
+import numpy as np
+import pytest
+
+import mafx
+from mafx.errors import InputError
+from mafx.model import abstract_model
+from mafx.models.animator import SIZES
+from mafx.models.kernels import Kernels
+
+
+@pytest.fixture(scope="module")
+def program():
+    from micro import MICRO  # noqa: PLC0415
+
+    settings = mafx.Settings(steps=10, window=4, overlap=1, guidance_interval=(300, 1000), prompt="", reuse=1)
+    return mafx.plan(abstract_model(MICRO, "float32"), settings, (16, 24), 9)
+
+
+def test_parts_are_what_an_animation_calls_and_how_often(program):
+    runs = {part.name: part.runs for part in program.parts()}
+    batches = len(program.windows)  # one window at once
+    guided = sum(time >= 300 for time in program.table.times)
+    assert runs == {
+        "text": 1,
+        "reference": 1,
+        "banks": 2,  # ten steps, at most eight at once
+        "steps": guided * batches,
+        "steps, conditional only": (10 - guided) * batches,
+        "decoding": 9,
+    }
+
+
+def test_costs_are_those_of_the_compiled_parts(program):
+    costs = {cost.name: cost for cost in program.costs()}
+    assert costs["steps, conditional only"].flops < 0.8 * costs["steps"].flops
+    bytes_of_params = sum(
+        4 * x.size for x in jax.tree.leaves({k: program.model.params[k] for k in ("unet", "control")})
+    )
+    assert bytes_of_params < costs["steps"].argument_bytes < 1.2 * bytes_of_params
+    assert all(cost.temporary_bytes > 0 for name, cost in costs.items() if name != "text")
+
+
+def test_a_program_is_planned_for_kernels_that_are_not_here():
+    """Attention at full size holds all scores where the limit allows it, whatever machine traces."""
+    config = SIZES["tiny"]
+
+    def products(kernels):
+        program = mafx.plan(abstract_model(config.with_kernels(kernels), "float32"), size=(128, 128))
+        part = next(part for part in program.parts() if part.name == "steps")
+        return str(part.function.trace(*part.arguments).jaxpr).count("remat")
+
+    assert products(Kernels(plain_score_bytes=0)) > products(Kernels(plain_score_bytes=2**40)) == 0
+
+
+def test_running_checks_the_shapes(program):
+    picture, motion = np.zeros((16, 24, 3), np.uint8), np.zeros((9, 16, 24, 3), np.uint8)
+    for reference, frames in ((picture[:8], motion), (picture, motion[:5])):
+        with pytest.raises(InputError, match=r"expected a reference and a motion of the shapes \[16, 24, 3\]"):
+            program.run(reference, frames)
+
+
+def test_full_size_is_planned_without_memory():
+    program = mafx.plan(abstract_model(SIZES["sd15"], "bfloat16"), mafx.Settings(), (512, 768), 40)
+    assert (program.padded, program.capacity, len(program.windows)) == (48, 64, 4)
+    names = [part.name for part in program.parts()]
+    assert names == ["text", "reference", "banks", "steps", "decoding"]
+    (banks,) = [part for part in program.parts() if part.name == "banks"]
+    assert banks.runs == 4  # 25 steps as four times seven
