@@ -262,7 +262,7 @@ def test_a_new_layout_is_a_data_set(tmp_path, monkeypatch):
 
 def test_command_without_tensorflow(tmp_path, capsys):
     assert main(["tiktok", "--manual_dir", str(tmp_path / "nowhere"), "--data_dir", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith("mafx.data.builders: expected TikTok_dataset")
+    assert capsys.readouterr().err.startswith("python -m mafx.data.builders: expected TikTok_dataset")
     write_folders(tmp_path / "raw" / "00001", 2, iuv=True)
     (tmp_path / "tensorflow.py").write_text("raise RuntimeError('TensorFlow was imported')")
     flags = ["tiktok", "--manual_dir", "raw", "--data_dir", "data", "--min_frames", "2"]

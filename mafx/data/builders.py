@@ -33,6 +33,7 @@ from mafx.data.layouts import LAYOUTS, Layout
 from mafx.data.staging import Staged, stage
 from mafx.errors import InputError
 
+NAME = "python -m mafx.data.builders"
 MIN_FRAMES = 16
 SHOWN_LEFT_OUT = 3  # clips of which a message names the first thing that was left out
 OPEN_SHARDS = 64  # files that a process keeps open, of the thousand or so that it may
@@ -275,7 +276,7 @@ def record_clips(name: str, data_dir: Path, split: str) -> list[RecordClip]:
     """
     builder = find_builder(name, data_dir)
     if not builder.is_prepared():
-        command = f"python -m mafx.data.builders {name} --manual_dir DOWNLOADED --data_dir {data_dir}"
+        command = f"{NAME} {name} --manual_dir DOWNLOADED --data_dir {data_dir}"
         raise InputError(f"expected {name} prepared in {data_dir}, found nothing; run {command}")
     clips = Report.read(Path(builder.data_path)).clips
     if split not in clips:
@@ -293,8 +294,7 @@ def record_clips(name: str, data_dir: Path, split: str) -> list[RecordClip]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command, and return its exit status."""
-    command = "mafx.data.builders"
-    parser = Parser(f"python -m {command}", __doc__)
+    parser = Parser(NAME, __doc__)
     parser.add_argument("name", help=", ".join(BUILDERS))
     parser.add_argument("--manual_dir", type=Path, required=True, help="Folder with what was downloaded.")
     parser.add_argument("--data_dir", type=Path, required=True, help="Folder for the records.")
@@ -302,7 +302,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--min_frames", type=int, default=MIN_FRAMES, help="Shorter clips are left out (default %(default)s)."
     )
     args = parser.parse_args(arguments)
-    return run_command(command, _prepare_quietly, args.name, args.manual_dir, args.data_dir, args.min_frames)
+    return run_command(NAME, _prepare_quietly, args.name, args.manual_dir, args.data_dir, args.min_frames)
 
 
 def _prepare_quietly(*args: Any) -> None:
