@@ -133,7 +133,7 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
             clips.setdefault(split, []).extend(names)
             shards.setdefault(split, []).append(clip.records)
         Report(self.min_frames, clips, left_out).write(Path(self.data_path))
-        # tensorflow-datasets shows no progress of its own here. The delay hides a bar that never moves.
+        # tensorflow-datasets shows no progress of its own here. The delay hides a bar until its split begins.
         return {
             split: tqdm(of_split, f"{self.name}, {split}", unit="shard", delay=1e-3)
             for split, of_split in shards.items()
