@@ -79,7 +79,10 @@ def test_suffixes_may_be_in_upper_case(tmp_path):
         lower, upper = tmp_path / f"v{suffix}", tmp_path / f"v{suffix.upper()}"
         for path in (lower, upper):
             media.write_video(path, clip(), 10)
-        assert upper.read_bytes() == lower.read_bytes()
+        assert upper.read_bytes()[:4] == lower.read_bytes()[:4], "the formats differ"
+        (a, a_fps), (b, b_fps) = (media.read_video(path) for path in (lower, upper))
+        assert a.shape == b.shape and a_fps == b_fps
+        assert np.abs(a.astype(int) - b).max() <= 12  # H.264 depends on the order of its threads
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
