@@ -104,7 +104,7 @@ def announce_compilation(enabled: bool = True) -> Iterator[None]:
 
 
 def _show_compilation(clock: _Clock, finished: threading.Event) -> None:
-    folder = jax.config.jax_compilation_cache_dir
+    folder = jax.config.values.get("jax_compilation_cache_dir")
     kept = f"once; kept in {folder.replace(str(Path.home()), '~')}" if folder else "not kept: there is no cache"
     shown, terminal = 0.0, sys.stderr.isatty()
     while not finished.wait(0.2):

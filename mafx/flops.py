@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +23,16 @@ def count_flops(jaxpr: Jaxpr) -> int:
         params = equation.params
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+            left = _shape(equation.invars[0])
+            total += 2 * math.prod(_shape(equation.outvars[0])) * math.prod(left[axis] for axis in contracted)
         elif equation.primitive.name == "conv_general_dilated":
-            kernel, numbers = equation.invars[1].aval.shape, params["dimension_numbers"]
-            out = equation.outvars[0].aval.shape
+            kernel, numbers = _shape(equation.invars[1]), params["dimension_numbers"]
+            out = _shape(equation.outvars[0])
             taps = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
             # zeros that a dilated input (the gradient of a strided convolution) is filled with are no work
             total += 2 * math.prod(out) * taps // math.prod(params["lhs_dilation"])
         elif equation.primitive.name in CUDNN_PRODUCTS:
-            (*batch, n, a, d), k = equation.invars[0].aval.shape, equation.invars[1].aval.shape[-3]
+            (*batch, n, a, d), k = _shape(equation.invars[0]), _shape(equation.invars[1])[-3]
             total += CUDNN_PRODUCTS[equation.primitive.name] * 2 * math.prod(batch) * n * k * a * d
         else:
             inner = [x for value in params.values() for x in (value if isinstance(value, tuple | list) else [value])]
@@ -41,6 +42,10 @@ def count_flops(jaxpr: Jaxpr) -> int:
                 counts = [max(counts)]
             total += sum(counts) * _runs(equation)
     return total
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _runs(equation: JaxprEqn) -> int:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -150,13 +150,13 @@ class Program:
         (rows, _), *others = self.table.parts(MAX_BANKS)
         times = rows["time"]
         banks = add("banks", 1 + len(others), sampling.write_banks, networks, params, reference, times, text)
-        x = jax.ShapeDtypeStruct((self.capacity, *self.latent_shape), jnp.float32)
-        deep_of = {}  # by whether a step is guided
+        x: Any = jax.ShapeDtypeStruct((self.capacity, *self.latent_shape), jnp.float32)
+        deep_of: dict[bool, Any] = {}  # by whether a step is guided
         for kind in dict.fromkeys(self.kinds):
             state = SamplerState(x, x, deep_of[kind.guided] if kind.shallow else None)
             span = np.int32(0), np.int32(1)
             arguments = kind, params, state, inputs, self.batches, rows, banks, *span
-            runs = self.kinds.count(kind) * int(self.batches.count)
+            runs = self.kinds.count(kind) * int(self.batches.number)
             state, _ = add(f"steps{kind}", runs, sampling.run_steps, *arguments)
             deep_of[kind.guided] = state.deep
         chunk = np.zeros(self._frames_at_once, np.int32)
@@ -235,19 +235,18 @@ class Program:
 
     def _inputs(self, motion, text, negative) -> Inputs:
         s = self.settings
-        scales = np.float32(s.guidance_scale), np.float32(s.control_scale)
-        return Inputs(motion, text, negative, *scales, jax.random.key(s.seed))
+        guidance_scale, control_scale = np.float32(s.guidance_scale), np.float32(s.control_scale)
+        return Inputs(motion, text, negative, guidance_scale, control_scale, jax.random.key(s.seed))
 
     def _starting_noise(self, noise: np.ndarray | None) -> jax.Array:
         """Latents `f h w c` of the capacity: the noise, repeated along the frames."""
         s = self.settings
         shape = (s.window if s.shared_noise else self.padded, *self.latent_shape)
-        if noise is None:
-            noise = jax.random.normal(jax.random.key(s.seed), shape)
-        elif np.shape(noise) != shape:
+        if noise is not None and np.shape(noise) != shape:
             expected = f"{list(shape)} (window, rows, columns, channels)"
             raise InputError(f"expected noise of the shape {expected}, found {list(np.shape(noise))}")
-        return jnp.resize(jnp.asarray(noise, jnp.float32), (self.capacity, *shape[1:]))
+        x = jax.random.normal(jax.random.key(s.seed), shape) if noise is None else jnp.asarray(noise, jnp.float32)
+        return jnp.resize(x, (self.capacity, *shape[1:]))
 
     def _encode(self, params: dict, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
         """What is the same at every step, and the reference's latents `1 h w c`."""
@@ -322,9 +321,9 @@ def plan(
     """
     s, size = settings or Settings(), size or model.size
     _check_size(size, model.config.autoencoder.factor)
-    max_frames = model.config.unet.temporal.max_frames
-    if s.window > max_frames:
-        raise InputError(f"expected a window of 1 to {max_frames} frames, found {s.window}")
+    temporal = model.config.unet.temporal
+    if temporal is not None and s.window > temporal.max_frames:
+        raise InputError(f"expected a window of 1 to {temporal.max_frames} frames, found {s.window}")
     try:
         table = make_sampler(s.sampler, s.steps, model.schedule, s.eta)
         padded = pad_frames(frames, s.window, s.plan)

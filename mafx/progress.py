@@ -9,7 +9,8 @@ class StepBar:
     def __init__(self, total: int, *, done: int = 0, description: str = "", enabled: bool = True):
         """`done` steps of `total` were done before, by an earlier start."""
         self._options = {"total": total, "desc": description, "unit": "step", "disable": not enabled}
-        self._done, self._bar = done, None
+        self._done = done
+        self._bar: tqdm | None = None
 
     def update(self, **values: str) -> None:
         """One more step is done. `values` are shown behind the bar."""

@@ -8,10 +8,11 @@ Letters: `p` windows of a batch, `k` frames of a window, `i` batches of windows,
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import repeat
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -39,8 +40,8 @@ class Inputs(NamedTuple):
     motion: jax.Array
     text: jax.Array
     negative: jax.Array | None
-    guidance_scale: jax.Array
-    control_scale: jax.Array
+    guidance_scale: jax.Array | np.float32
+    control_scale: jax.Array | np.float32
     key: jax.Array
 
 
@@ -58,23 +59,27 @@ class SamplerState(NamedTuple):
     deep: tuple[jax.Array, ...] | None = None
 
 
+def _apply(networks: Animator, params: dict, *args: Any, method: str, **kwargs: Any) -> Any:
+    return networks.apply({"params": params}, *args, method=method, **kwargs)
+
+
 @functools.partial(jit, static_argnums=0)
 def encode_text(networks: Animator, params: dict, ids: jax.Array) -> jax.Array:
     """Token ids `1 n` to text states `1 n c`."""
-    return networks.apply({"params": params}, ids, method="encode_text")
+    return _apply(networks, params, ids, method="encode_text")
 
 
 @functools.partial(jit, static_argnums=0)
 def encode_image(networks: Animator, params: dict, image: jax.Array) -> jax.Array:
     """An image `1 H W 3` in [-1, 1] to scaled latents `1 h w c`."""
-    return networks.apply({"params": params}, image, method="encode_image")
+    return _apply(networks, params, image, method="encode_image")
 
 
 @functools.partial(jit, static_argnums=0)
 def write_banks(networks: Animator, params: dict, reference: jax.Array, times: jax.Array, text: jax.Array) -> Bank:
     """The banks of a reference `1 h w c` at many times `s` at once, each leaf `s 1 m c`."""
     reference, text = (repeat(x, "1 ... -> s ...", s=len(times)) for x in (reference, text))
-    bank = networks.apply({"params": params}, reference, times, text, method="bank")
+    bank = _apply(networks, params, reference, times, text, method="bank")
     return jax.tree.map(lambda tokens: tokens[:, None], bank)
 
 
@@ -83,7 +88,7 @@ def decode(networks: Animator, mesh: Mesh | None, params: dict, x: jax.Array, fr
     """Chosen `frames` of latents `f h w c` to float32 pictures `f H W 3` in [0, 1]."""
     dtype = jax.tree.leaves(params)[0].dtype
     latents = _spread(mesh, x[frames].astype(dtype))
-    image = networks.apply({"params": params}, latents, method="decode_latents")
+    image = _apply(networks, params, latents, method="decode_latents")
     return jnp.clip(image.astype(jnp.float32) / 2 + 0.5, 0, 1)
 
 
@@ -167,7 +172,7 @@ def _predict_windows(
         weights = batches.weights[i][..., None, None, None]
         return output.at[indices].add(weights * predicted), deep
 
-    return jax.lax.fori_loop(0, batches.count, add_batch, (jnp.zeros_like(state.x), state.deep))
+    return jax.lax.fori_loop(0, batches.number, add_batch, (jnp.zeros_like(state.x), state.deep))
 
 
 def _predict(
@@ -181,7 +186,7 @@ def _predict(
     bank: Bank,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """The guided prediction for a batch of windows, float32 `p k h w c`, and each half's input of the last level."""
-    call = functools.partial(kind.networks.apply, {"params": params})
+    call = functools.partial(_apply, kind.networks, params)
     p = len(indices)
 
     def for_windows(y: jax.Array) -> jax.Array:
@@ -192,12 +197,13 @@ def _predict(
     t, text, bank = jnp.full((p,), time), for_windows(inputs.text), jax.tree.map(for_windows, bank)
     residuals = call(noisy, t, text, motion, inputs.control_scale, kind.shallow, method="residuals")
     halves = [Half(text, bank)]
-    same_text = inputs.negative is None
     if kind.guided:
-        halves.insert(0, Half(text if same_text else for_windows(inputs.negative), {}))
+        halves.insert(0, Half(text if inputs.negative is None else for_windows(inputs.negative), {}))
+    same_text = inputs.negative is None
     decoded = call(noisy, t, halves, residuals, same_text=same_text, deep=deep, method="denoise")
-    outputs = [half.output for half in decoded]
-    prediction = guide(*outputs, inputs.guidance_scale) if kind.guided else outputs[0]
+    prediction = decoded[-1].output
+    if kind.guided:
+        prediction = guide(decoded[0].output, prediction, inputs.guidance_scale)
     return prediction, tuple(half.deep for half in decoded)
 
 

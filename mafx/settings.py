@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import math
+from typing import Any
 
 from mafx.diffusion.samplers import SAMPLERS
 from mafx.diffusion.windows import FUSION_WEIGHTS, PLANS
@@ -88,7 +89,7 @@ class Settings:
         return "\n".join(lines)
 
 
-def _check(field: dataclasses.Field, value: object) -> None:
+def _check(field: dataclasses.Field, value: Any) -> None:
     """Raise InputError for a value of a setting that cannot be meant."""
     low, high, choices = (field.metadata[name] for name in ("at_least", "at_most", "choices"))
     expected = ""
@@ -110,7 +111,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, special_defaults: dict[st
     group = parser.add_argument_group("how to animate")
     for field in dataclasses.fields(Settings):
         default = f"{field.default}{special_defaults.get(field.name, '')}"
-        options = {"dest": field.name, "default": argparse.SUPPRESS}
+        options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
         options["help"] = f"{field.metadata['help'].rstrip('.')} (default {default or 'empty'})."
         if isinstance(field.default, bool):
             options["action"] = argparse.BooleanOptionalAction
@@ -122,7 +123,7 @@ def add_setting_flags(parser: argparse.ArgumentParser, special_defaults: dict[st
         group.add_argument(f"--{field.metadata['flag'] or field.name}", **options)
 
 
-def setting_flags(args: argparse.Namespace) -> dict[str, object]:
+def setting_flags(args: argparse.Namespace) -> dict[str, Any]:
     """The settings that were given as flags."""
     return {field.name: getattr(args, field.name) for field in dataclasses.fields(Settings) if field.name in args}
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -35,7 +36,7 @@ class Source:
     config: AnimatorConfig
     schedule: Schedule
     size: Size
-    settings: dict[str, object]
+    settings: dict[str, Any]
     load: Callable[[str], Model]
 
 

@@ -44,11 +44,11 @@ class StepKind:
 
 
 class WindowBatches(NamedTuple):
-    """Frame indices and fusion weights of all windows, `i p k`. Only the first `count` batches are computed."""
+    """Frame indices and fusion weights of all windows, `i p k`. Only the first `number` batches are computed."""
 
     indices: np.ndarray
     weights: np.ndarray
-    count: np.ndarray
+    number: np.int32
 
 
 def batch_windows(windows: np.ndarray, s: Settings, capacity: int, devices: int) -> WindowBatches:

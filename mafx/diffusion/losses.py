@@ -65,5 +65,5 @@ def loss_weights(times: jax.Array, schedule: Schedule, min_snr_gamma: float | No
         return jnp.ones(times.shape)
     snr = jnp.asarray(schedule.abar / (1 - schedule.abar), jnp.float32)[times]
     clipped = jnp.minimum(snr, min_snr_gamma)
-    units = {"epsilon": jnp.maximum(snr, MIN_SNR), "v": snr + 1, "sample": 1.0}
+    units = {"epsilon": jnp.maximum(snr, MIN_SNR), "v": snr + 1, "sample": jnp.ones(())}
     return clipped / units[schedule.prediction]

@@ -60,7 +60,7 @@ class SamplerTable:
 def ddim(schedule: Schedule, steps: int, eta: float) -> SamplerTable:
     """DDIM (arXiv 2010.02502), which ends at the clean latents.
 
-    Its times are "leading" as published. With zero terminal SNR they are "trailing": pure noise belongs to the last time.
+    Its times are "leading" as published, but "trailing" with zero terminal SNR: pure noise belongs to the last time.
     """
     if schedule.zero_terminal_snr:
         times = sampling_times(steps, "trailing", schedule.steps)
@@ -156,6 +156,6 @@ def sampler_step(
     return update, clean
 
 
-def guide(unconditional: jax.Array, conditional: jax.Array, scale: jax.Array | float) -> jax.Array:
+def guide(unconditional: jax.Array, conditional: jax.Array, scale: jax.Array | np.floating | float) -> jax.Array:
     """Classifier-free guidance (arXiv 2207.12598). Scale 1 gives the conditional prediction, more goes beyond it."""
     return unconditional + scale * (conditional - unconditional)

@@ -195,8 +195,9 @@ class Animator(nn.Module):
             are computed, see `UNet.encode`.
         """
         shares_encoder = same_text and not self.config.encoder_sees_reference
-        decoded, encoded = [], None
-        for half, half_deep in zip(halves, deep or [None] * len(halves), strict=True):
+        decoded: list[Decoded] = []
+        encoded = None
+        for half, half_deep in zip(halves, deep or (None,) * len(halves), strict=True):
             text, bank = half
             if self.config.appearance == "embedding":
                 text, bank = append_embedding(text, bank), {}
@@ -224,9 +225,8 @@ class Animator(nn.Module):
 
         `negative` is the unconditional half's text, None where it equals `text`.
         """
-        same_text = negative is None
-        halves = [Half(text if same_text else negative, {}), Half(text, bank)]
-        unconditional, conditional = self.denoise(noisy, t, halves, residuals, same_text=same_text)
+        halves = [Half(text if negative is None else negative, {}), Half(text, bank)]
+        unconditional, conditional = self.denoise(noisy, t, halves, residuals, same_text=negative is None)
         return unconditional.output, conditional.output
 
     def __call__(

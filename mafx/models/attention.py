@@ -95,16 +95,16 @@ def _plain(
     largest = jax.lax.stop_gradient(largest)
     weights = [jnp.exp((x - largest) * q.shape[-1] ** -0.5) for x in scores]
     total = rearrange(sum(x.sum(-1) for x in weights), "b f a n -> b f n a 1")
-    out = sum(
+    products = [
         jnp.einsum(pattern, x.astype(q.dtype), v, preferred_element_type=jnp.float32)
         for x, (_, pattern, (_, v)) in zip(weights, parts, strict=True)
-    )
-    return (out / total).astype(q.dtype)
+    ]
+    return (functools.reduce(jnp.add, products) / total).astype(q.dtype)
 
 
 def _visible_keys(keep: jax.Array | None, own: KeysValues | None, shared: KeysValues | None) -> jax.Array | None:
     """Bool `b k`, which of a frame's own and shared keys an example sees. None means all."""
-    if keep is None:
+    if keep is None or own is None or shared is None:
         return None
     own_keys = jnp.ones((len(keep), own[0].shape[-3]), bool)
     return jnp.concatenate([own_keys, repeat(keep, "b -> b m", m=shared[0].shape[1])], axis=1)
@@ -112,11 +112,11 @@ def _visible_keys(keep: jax.Array | None, own: KeysValues | None, shared: KeysVa
 
 def _join(own: KeysValues | None, shared: KeysValues | None) -> KeysValues:
     """The keys and values of one frame, own ones first, joined along tokens (axis 1)."""
-    if own is None:
-        return shared
-    if shared is None:
-        return own
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y], 1), own, shared)
+    parts = [kv for kv in (own, shared) if kv is not None]
+    if len(parts) == 1:
+        return parts[0]
+    keys, values = zip(*parts, strict=True)
+    return jnp.concatenate(keys, 1), jnp.concatenate(values, 1)
 
 
 def _frames_as_queries(q: jax.Array, own: KeysValues | None) -> jax.Array:
@@ -170,11 +170,10 @@ def _cudnn(
     mask = None if visible is None else repeat(visible, "b k -> (b f) 1 n k", f=f, n=n)
     if own is None:
         q = rearrange(q, "b f n a d -> b (f n) a d")
-        k, v = shared
     else:  # the kernel takes one list of keys per row
-        q, k, v = (rearrange(x, "b f n a d -> (b f) n a d") for x in (q, *own))
-        repeated = jax.tree.map(lambda x: repeat(x, "b m a d -> (b f) m a d", f=f), shared)
-        k, v = _join((k, v), repeated)
+        q, own = jax.tree.map(lambda x: rearrange(x, "b f n a d -> (b f) n a d"), (q, own))
+        shared = jax.tree.map(lambda x: repeat(x, "b m a d -> (b f) m a d", f=f), shared)
+    k, v = _join(own, shared)
     out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
     return out.reshape(b, f, n, *out.shape[-2:])
 
@@ -237,10 +236,10 @@ def grid_sinusoid(h: int, w: int, width: int) -> jax.Array:
 
     Returns: float32 `n width`, with n = h w.
     """
-    octaves = [math.log2(period / 2) for period in SINUSOID_PERIODS]
+    first, last = (math.log2(period / 2) for period in SINUSOID_PERIODS)
 
     def encode(n: int) -> jax.Array:
-        half_turns = 2 ** jnp.linspace(*octaves, width // 4)  # positions to the next half turn
+        half_turns = 2 ** jnp.linspace(first, last, width // 4)  # positions to the next half turn
         angles = jnp.arange(n, dtype=jnp.float32)[:, None] * jnp.pi / half_turns[None]
         return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
@@ -358,8 +357,8 @@ class SpatialTransformer(nn.Module):
         y = GroupNorm(self.groups, 1e-6, batch_axes=2, name="norm")(x)
         y = rearrange(nn.Dense(c, name="proj_in")(y), "b f h w c -> b f (h w) c")
         block = TransformerBlock(self.heads, self.kernels, self.bank_only, name="transformer_blocks_0")
-        y, written = block(y, text, bank, (h, w) if self.positions else None)
-        if self.bank_only:
+        tokens, written = block(y, text, bank, (h, w) if self.positions else None)
+        if tokens is None:
             return None, written
-        y = nn.Dense(c, name="proj_out")(rearrange(y, "b f (h w) c -> b f h w c", h=h, w=w))
+        y = nn.Dense(c, name="proj_out")(rearrange(tokens, "b f (h w) c -> b f h w c", h=h, w=w))
         return x + y, written

@@ -45,7 +45,7 @@ class FrameAttention(Attention):
     max_frames: int = 24
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # neither bank nor text
         """Attend along frames: `b n f c` -> `b n f c`. Raises ValueError for more than `max_frames` frames."""
         f, c = x.shape[-2:]
         if f > self.max_frames:

@@ -7,6 +7,7 @@ Diffusion 1.5's `text_encoder`.
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -26,7 +27,10 @@ def quick_gelu(x: jax.Array) -> jax.Array:
     return x * nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": functools.partial(nn.gelu, approximate=False)}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": quick_gelu,
+    "gelu": functools.partial(nn.gelu, approximate=False),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +142,8 @@ class Tokenizer:
 
 def _byte_pair_encoder(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
     """CLIP's pipeline: clean and lower the text, split it into words, encode their bytes; `</w>` ends a word."""
-    pairs = [tuple(line.split()) for line in merges.splitlines() if line and not line.startswith("#version")]
+    lines = [line for line in merges.splitlines() if line and not line.startswith("#version")]
+    pairs = [(first, second) for first, second in map(str.split, lines)]
     encoder = tokenizers.Tokenizer(
         models.BPE(json.loads(vocabulary), pairs, end_of_word_suffix="</w>", unk_token="<|endoftext|>", fuse_unk=False)
     )

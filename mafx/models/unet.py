@@ -105,10 +105,12 @@ class Residuals(NamedTuple):
 
 
 class Decoded(NamedTuple):
-    """What the decoder gives: the network's answer (None from an appearance encoder), what it wrote, and the input of
-    its last level."""
+    """What the decoder gives: the network's answer, what it wrote, and the input of its last level.
 
-    output: jax.Array | None
+    An appearance encoder has no answer.
+    """
+
+    output: jax.Array
     written: Bank
     deep: jax.Array
 
@@ -157,7 +159,8 @@ class DownBlock(_Level):
     def __call__(
         self, x: jax.Array, temb: jax.Array, text: jax.Array, bank: BlockBank
     ) -> tuple[jax.Array, list[jax.Array], BlockBank]:
-        skips, written = [], {}
+        skips: list[jax.Array] = []
+        written: BlockBank = {}
         for i in range(self.config.layers):
             x = self.residual(i, x, temb)
             if self.attends:
@@ -175,7 +178,7 @@ class MiddleBlock(_Level):
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array, text: jax.Array, bank: BlockBank) -> tuple[jax.Array, BlockBank]:
-        written = {}
+        written: BlockBank = {}
         x = self.residual(0, x, temb)
         x = self.spatial(0, x, text, bank, written)
         return self.residual(1, x, temb), written
@@ -188,7 +191,7 @@ class UpBlock(_Level):
     def __call__(
         self, x: jax.Array, skips: list[jax.Array], temb: jax.Array, text: jax.Array, bank: BlockBank
     ) -> tuple[jax.Array, BlockBank]:
-        written = {}
+        written: BlockBank = {}
         for i in range(self.config.layers + 1):
             x = self.residual(i, jnp.concatenate([x, skips.pop()], axis=-1), temb)
             ends_here = self.config.bank_only and self.last and i == self.config.layers
@@ -197,7 +200,8 @@ class UpBlock(_Level):
             if not ends_here:
                 x = self.temporal(i, x)
         if not self.last:
-            x = Upsample(self.config.kernels, name="upsamplers_0")(x, skips[-1].shape[-3:-1])
+            h, w = skips[-1].shape[-3:-1]
+            x = Upsample(self.config.kernels, name="upsamplers_0")(x, (h, w))
         return x, written
 
 
@@ -256,7 +260,8 @@ class Decoder(nn.Module):
         deep: jax.Array | None = None,
     ) -> Decoded:
         """Decode. With `deep`, the input of the last level at another time, only that level is computed."""
-        c, written = self.config, {}
+        c = self.config
+        written: Bank = {}
         x, skips, temb, _ = encoded
         if deep is None:
             middle = MiddleBlock(c, c.widths[-1], name="mid_block")
@@ -265,7 +270,7 @@ class Decoder(nn.Module):
             if residuals.middle is not None:
                 x = x + residuals.middle
             skips = jax.tree.map(jnp.add, skips, residuals.skips)
-        skips = list(skips)
+        remaining_skips = list(skips)
         last = len(c.widths) - 1
         for level, (width, attends) in enumerate(zip(c.widths[::-1], c.attends[::-1], strict=True)):
             if deep is not None and level < last:
@@ -275,9 +280,9 @@ class Decoder(nn.Module):
                 last_input = x
             name = f"up_blocks_{level}"
             block = UpBlock(c, width, attends, last=level == last, name=name)
-            x, written[name] = block(x, skips, temb, text, bank.get(name, {}))
+            x, written[name] = block(x, remaining_skips, temb, text, bank.get(name, {}))
         if c.bank_only:
-            return Decoded(None, written, last_input)
+            return Decoded(None, written, last_input)  # type: ignore[arg-type]  # it has no answer
         # float32 always: guidance multiplies what is rounded here
         x = nn.silu(GroupNorm(c.groups, c.eps, c.batch_axes, name="conv_norm_out")(x.astype(jnp.float32)))
         output = conv3x3(c.channels, "conv_out", dtype=jnp.float32, kernels=c.kernels)(x)

@@ -112,7 +112,7 @@ def read_parameters(
     """
     here = SingleDeviceSharding(jax.local_devices()[0])
 
-    def place(tree: Flat) -> Flat:
+    def place(tree: Flat) -> dict[str, jax.ShapeDtypeStruct]:
         where = sharding(tree) if sharding else dict.fromkeys(tree, here)
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where[name]) for name, x in tree.items()}
 

@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Callable
-from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 from absl import flags
@@ -168,7 +167,7 @@ def _set_reports(c: ml_collections.ConfigDict) -> None:
 class Rule(NamedTuple):
     """What a field must be: a test, and its words."""
 
-    fits: Callable[[object], bool]
+    fits: Callable[[Any], bool]
     expected: str
 
 
@@ -207,14 +206,14 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
         "data.latent_cache": Rule(
             lambda x: not x or not (c.data.flip or c.data.crop == "random"), "none with flips or random crops"
         ),
-        "loss.time_shift": Rule(lambda x: isinstance(x, Real) and x > 0, "a number above 0"),
+        "loss.time_shift": Rule(lambda x: isinstance(x, int | float) and x > 0, "a number above 0"),
     }
-    shares = ("joint.images", "loss.reference_dropout", "loss.motion_dropout", "ema")
-    share = Rule(lambda x: isinstance(x, Real) and 0 <= x <= 1, "a number from 0 to 1")
-    counts = ("batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames")
-    counts = (*counts, "keep", "data.frames", "data.stride")
-    amounts = ("warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers")
-    amounts = (*amounts, "loss.person")
+    shares = ["joint.images", "loss.reference_dropout", "loss.motion_dropout", "ema"]
+    share = Rule(lambda x: isinstance(x, int | float) and 0 <= x <= 1, "a number from 0 to 1")
+    counts = ["batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames"]
+    counts += ["keep", "data.frames", "data.stride"]
+    amounts = ["warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers"]
+    amounts += ["loss.person"]
     for names, rule in ((shares, share), (counts, _at_least(1)), (amounts, _at_least(0))):
         rules |= dict.fromkeys(names, rule)
     return rules
@@ -225,12 +224,12 @@ def _one_of(*values: object) -> Rule:
 
 
 def _at_least(low: float) -> Rule:
-    return Rule(lambda x: isinstance(x, Real) and x >= low, f"a number of at least {low}")
+    return Rule(lambda x: isinstance(x, int | float) and x >= low, f"a number of at least {low}")
 
 
-def _flat(c: ml_collections.ConfigDict) -> dict[str, object]:
+def _flat(c: ml_collections.ConfigDict) -> dict[str, Any]:
     """Values by names with dots. The mesh is one field, since its axes are free."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in c.items():
         if isinstance(value, ml_collections.ConfigDict) and name != "mesh":
             flat |= {f"{name}.{key}": x for key, x in _flat(value).items()}

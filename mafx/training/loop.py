@@ -4,7 +4,7 @@ import logging
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,8 @@ def train(
     numbers = f"{trained:,} parameters are trained, {frozen:,} frozen"
     log.info("%s: %s; %d clips, %d held out.", config.stage, numbers, len(clips), len(held_out))
 
-    first_process, scores = jax.process_index() == 0, {}
+    first_process = jax.process_index() == 0
+    scores: dict[str, float] = {}
     stop = StopSignal()
     bar = StepBar(config.steps, done=run.done, description=config.stage, enabled=first_process)
     with announce_compilation(first_process):
@@ -164,7 +165,7 @@ class Run:
         autoencoder = gather(autoencoder, self.mesh)
 
         @jax.jit
-        def encode(flat: Flat, frames: jax.Array) -> jax.Array:
+        def encode(flat: Flat, frames: jax.Array) -> Any:
             return networks.apply({"params": unflatten(flat)}, frames, method="encode_image")
 
         folder = Path(self.config.data.latent_cache).expanduser()
@@ -195,7 +196,7 @@ class Run:
     def _keep_evidence(self, step: PendingStep) -> None:
         """Save the state before a step, and its batch; then raise FloatingPointError."""
         path = self.workdir / f"non_finite_{step.number}_{jax.process_index()}.npz"
-        np.savez(path, **step.batch)
+        np.savez(path, allow_pickle=True, **step.batch)
         examples = self.examples - (self.done - step.number + 1) * self.config.batch
         if self.checkpoints.latest != step.number - 1:
             self.checkpoints.save(self.state, {"examples": examples}, self.config)

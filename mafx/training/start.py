@@ -116,14 +116,14 @@ def _given_parameters(config: ml_collections.ConfigDict, sizes: AnimatorConfig, 
                 shutil.copy(path, workdir)
         return params
     leaves, tokenizer = load_stable_diffusion(folder, sizes)
-    if tokenizer.vocabulary is not None:
+    if tokenizer.vocabulary is not None and tokenizer.merges is not None:
         for name, text in zip(VOCABULARY_FILES, (tokenizer.vocabulary, tokenizer.merges), strict=True):
             (workdir / name).write_text(text, "utf-8")
     flat = {"/".join(path): x for path, x in leaves.items()}
     return distribute_parameters(parameter_sharding(mesh, flat), flat)
 
 
-def _check_shapes(params: Flat, expected: dict[str, jax.ShapeDtypeStruct], folder: Path) -> None:
+def _check_shapes(params: Flat, expected: Flat, folder: Path) -> None:
     for name in sorted(params.keys() | expected.keys()):
         shapes = [str(np.shape(tree[name])) if name in tree else "nothing" for tree in (expected, params)]
         if shapes[0] != shapes[1]:

@@ -266,8 +266,8 @@ def make_step(
 def _average(ema: Flat, trainable: Flat, steps: jax.Array, decay: float) -> Flat:
     """The exponential moving average after one more step. It follows closely at first."""
     done = steps.astype(jnp.float32) + 1
-    decay = jnp.minimum(decay, done / (done + EMA_WARMUP))
-    return jax.tree.map(lambda average, x: average + (1 - decay) * (x - average), ema, trainable)
+    kept = jnp.minimum(decay, done / (done + EMA_WARMUP))
+    return jax.tree.map(lambda average, x: average + (1 - kept) * (x - average), ema, trainable)
 
 
 def jit_step(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -127,7 +128,12 @@ def show(
       motion, result, truth.
     """
     rows, scores = [], []
-    settings = {"steps": SHOW_STEPS, "sampler": SHOW_SAMPLER, "guidance_scale": guidance_scale, "progress": False}
+    settings: dict[str, Any] = {
+        "steps": SHOW_STEPS,
+        "sampler": SHOW_SAMPLER,
+        "guidance_scale": guidance_scale,
+        "progress": False,
+    }
     for clip in clips:
         example = read_example(clip, 0, 1 + np.arange(min(frames, clip.frames - 1)), options)
         reference, motion, truth = example["reference"], example["motion"], example["video"]
