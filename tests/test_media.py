@@ -82,7 +82,7 @@ def test_suffixes_may_be_in_upper_case(tmp_path):
         assert upper.read_bytes()[:4] == lower.read_bytes()[:4], "the formats differ"
         (a, a_fps), (b, b_fps) = (media.read_video(path) for path in (lower, upper))
         assert a.shape == b.shape and a_fps == b_fps
-        assert np.abs(a.astype(int) - b).max() <= 12  # H.264 depends on the order of its threads
+        assert np.abs(a.astype(int) - b).max() <= 12  # H.264 of small frames varies between runs
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
