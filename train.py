@@ -19,13 +19,13 @@ ADVICE = (
 )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = Parser(NAME, __doc__)
     add_config_flag(parser)
     parser.add_argument("--workdir", type=Path, required=True, help="Folder for checkpoints, metrics and videos.")
     add_cache_flag(parser)
     add_process_flags(parser)
-    train_run(*parser.parse_known_args())
+    train_run(*parser.parse_known_args(arguments))
 
 
 def train_run(args: argparse.Namespace, config_arguments: list[str]) -> None:

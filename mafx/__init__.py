@@ -21,20 +21,26 @@ Glossary:
 Axis letters: `b` batch, `f` frames, `h w` rows and columns of latents (`H W` in pixels), `c` channels, `n` tokens, `m`
 tokens that all frames share, `a d` attention heads and their width. Videos and latents are `b f h w c`.
 
-Reading order: a module imports only from those before it.
+Reading order, in which a module imports only from those before it:
 
     errors, commands, tables
     media, densepose, metrics
-    diffusion                  schedule, samplers, losses, windows: arrays in, arrays out, no network
-    data                       puppets, clips, data sets, examples, records, latents
-    models                     kernels, convolution, layers, attention, temporal, unet, control, autoencoder, text,
-                               ablated, animator: where the bank and the residuals meet the noisy latents
-    model, pretrained, bundled
+    diffusion: schedule, samplers, losses, windows
+    data: puppets, clips, layouts, raw, staging, builders, datasets, examples, latents
+    models: kernels, convolution, layers, attention, temporal, unet, control, autoencoder, text, ablated, animator
+    model
+    pretrained: formats, names, configs, layout
+    bundled
     compiling, progress, flops, settings, steps, sampling, program, animation
-    evaluation
-    training
-    sources, jobs              any model that can be named, and what sample.py does with it
-    benchmarks, experiments
+    evaluation: networks, features, protocol
+    training: config, sharding, step, checkpoints, runs, start, watch, loop, fit
+    sources, jobs
+    pretrained.export, bundled.release
+    benchmarks: memory, measure, speed, published, quality
+    experiments: ablations, one_clip
+
+Where to begin: `models.animator` is where the bank and the residuals meet the noisy latents, `models.attention` has the
+mixed attention, `program` is an animation from beginning to end, `training.loop` is a training.
 """
 
 import importlib

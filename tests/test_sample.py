@@ -1,4 +1,4 @@
-"""The command as users call it."""
+"""sample.py as users call it."""
 
 import json
 import subprocess
@@ -12,9 +12,13 @@ from PIL import Image
 
 from mafx import media
 from mafx.data.clips import puppet_clips
+from mafx.errors import InputError
 from mafx.pretrained.layout import save_pretrained
 
 SAMPLE = Path(__file__).parent.parent / "sample.py"
+sys.path.insert(0, str(SAMPLE.parent))
+
+import sample as sample_module  # noqa: E402
 
 
 def sample(folder, *arguments):
@@ -33,58 +37,86 @@ def inputs(micro, tmp_path_factory):
 
 
 def test_animates_at_a_portrait_size(inputs, tmp_path):
-    done = sample(tmp_path, "--pretrained", inputs / "weights", "--reference", inputs / "person.png", "--motion", inputs / "motion.mp4",
-                  "--size", "32x16", "--steps", 1, "--window", 4, "--overlap", 1, "--stride", 3, "--grid", "--zoom", 1,
-                  "--out", "out.mp4")  # fmt: skip
+    files = ("--reference", inputs / "person.png", "--motion", inputs / "motion.mp4", "--out", "out.MP4")
+    settings = ("--size", "32x16", "--steps", 1, "--window", 4, "--overlap", 1, "--stride", 3, "--grid")
+    done = sample(tmp_path, "--pretrained", inputs / "weights", *files, *settings)
     assert done.returncode == 0, done.stderr
     assert "The reference is 48x32: crop to 32x16" in done.stderr
-    assert "3 frames of 32x16" in done.stderr
-    video, fps = media.read_video(tmp_path / "out.mp4")
+    assert "3 frames of 32x16, 5 per second" in done.stderr
+    video, fps = media.read_video(tmp_path / "out.MP4")
     assert video.shape == (3, 32, 3 * 16, 3)
     assert fps == 5  # every third frame of 15 per second
     reference = media.fit(media.read_image(inputs / "person.png"), (32, 16))
     assert np.abs(video[:, :, :16].astype(int) - reference).mean() < 8
     record = json.loads((tmp_path / "out.json").read_text())
-    assert (
-        record["settings"]["steps"] == 1
-        and record["size"] == [32, 16]
-        and record["motion"] == {"frames": 3, "stride": 3, "fps": 5.0}
-    )
+    assert record["settings"]["steps"] == 1 and record["size"] == [32, 16] and record["zoom"] == 1
+    assert record["motion"] == {"frames": 3, "stride": 3, "fps": 5.0}
 
 
-def test_without_arguments_a_puppet_is_animated(tmp_path):
-    done = sample(tmp_path, "--frames", 3, "--grid")
-    assert done.returncode == 0, done.stderr
-    assert "the model in the box" in done.stderr and "animation.mp4 and animation.gif: 3 frames of 32x32" in done.stderr
-    for name in ("animation.mp4", "animation.gif"):
-        video, fps = media.read_video(tmp_path / name)
-        assert video.shape == (3, 256, 3 * 256, 3) and abs(fps - 12) <= 0.5  # a gif counts in hundredths of a second
+def test_without_arguments_a_puppet_is_animated_and_again(tmp_path):
+    for frames in (3, 2):
+        done = sample(tmp_path, "--frames", frames, "--grid")
+        assert done.returncode == 0, done.stderr
+        assert "the bundled model" in done.stderr
+        assert f"animation.mp4 and animation.gif: {frames} frames of 32x32, enlarged 8 times" in done.stderr
+        for name in ("animation.mp4", "animation.gif"):
+            video, fps = media.read_video(tmp_path / name)
+            # a gif counts in hundredths of a second
+            assert video.shape == (frames, 256, 3 * 256, 3) and abs(fps - 12) <= 0.5
     held_out, _ = puppet_clips("test", 1, (32, 32))[0].read(np.arange(1))
     shown = media.read_video(tmp_path / "animation.mp4")[0][0, 4::8, 4:256:8]
     assert np.abs(shown.astype(int) - held_out[0]).mean() < 4
+    record = json.loads((tmp_path / "animation.json").read_text())
+    assert record["zoom"] == 8 and record["settings"]["steps"] == 1
 
 
-def test_bad_input_is_one_sentence_and_exit_code_2(inputs, tmp_path):
-    weights = ("--pretrained", inputs / "weights", "--steps", 1, "--out", "new.mp4")
+def test_somebody_else_s_files_are_not_replaced(tmp_path):
+    (tmp_path / "animation.mp4").write_bytes(b"precious")
+    done = sample(tmp_path)
+    assert done.returncode == 2 and "animation.mp4 exists" in done.stderr
+    assert (tmp_path / "animation.mp4").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--pretrained", "WEIGHTS", "--reference", "absent.png"], "there is no picture at absent.png"),
+        (["--pretrained", "WEIGHTS", "--motion", "empty.mp4"], "not a video that can be read"),
+        (["--pretrained", "WEIGHTS", "--motion", "photo.png", "--motion_check", "error"], "DensePose"),
+        (["--pretrained", "WEIGHTS", "--size", "61"], "divisible by 2, found 61x61; the nearest such size is 60x60"),
+        (["--pretrained", "."], "config.json"),
+        (["--pretrained", "a", "--workdir", "b"], "found both"),
+        (["--size", "6x6x6"], "expected one number or HxW"),
+        (["--out", "there.mp4"], "exists; choose another --out or give --overwrite"),
+        (["--out", "no/new.mp4"], "there is no folder no"),
+        (["--out", "new.avi"], "expected the suffix"),
+        (["--out", ""], "cannot write"),
+        (["--out", "."], "cannot write"),
+        (["--frames", "0"], "--frames: expected a whole number of at least 1"),
+        (["--guidance_interval", "700"], "expected two times"),
+        (["--steps", "0"], "expected steps to be at least 1"),
+        (["--split", "test"], "give its --workdir"),
+        (["--stepz", "3"], "--stepz"),
+        (["stray"], "stray"),
+    ],
+)
+def test_bad_input_is_one_sentence(inputs, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "there.mp4").write_bytes(b"precious")
     (tmp_path / "empty.mp4").write_bytes(b"")
     Image.new("RGB", (32, 32)).save(tmp_path / "photo.png")
-    for arguments, message in (
-        (("--reference", "absent.png", *weights), "there is no picture at absent.png"),
-        (("--motion", "empty.mp4", *weights), "not a video that can be read"),
-        (("--motion", tmp_path / "photo.png", "--motion_check", "error", *weights), "DensePose"),
-        (("--size", "60", *weights), "divisible by 8"),
-        (("--pretrained", tmp_path, "--out", "new.mp4"), "is not the layout of published weights"),
-        (("--out", "there.mp4"), "exists; choose another --out or give --overwrite"),
-        (("--out", "no/new.mp4"), "there is no folder no"),
-        (("--out", "new.avi"), "expected the extension"),
-        (("--frames", "0"), "flag --frames"),
-        (("--stepz", "3"), "stepz"),
-        (("--split", "test"), "give its --workdir"),
-        (("stray",), "belongs to no flag"),
-    ):
-        done = sample(tmp_path, *arguments)
-        assert done.returncode == 2, (arguments, done.stderr)
-        assert message in done.stderr and "Traceback" not in done.stderr, (arguments, done.stderr)
+    arguments = [str(inputs / "weights") if word == "WEIGHTS" else word for word in arguments]
+    with pytest.raises((InputError, SystemExit)) as error:
+        sample_module.main([*arguments, "--cache", ""])
+    said = capsys.readouterr().err + str(error.value)
+    assert message in said and said.count("\n") <= 1
     assert (tmp_path / "there.mp4").read_bytes() == b"precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.mp4", "photo.png", "there.mp4"]
+
+
+def test_bad_input_ends_with_exit_code_2(tmp_path):
+    for arguments in (("--reference", "absent.png"), ("--stepz", "3")):
+        done = sample(tmp_path, *arguments)
+        assert done.returncode == 2 and done.stderr.startswith("sample.py: ")
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not list(tmp_path.iterdir())
