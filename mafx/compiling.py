@@ -68,7 +68,7 @@ class _Clock:
         self._since: float | None = None
         jax.monitoring.register_event_duration_secs_listener(self._listen)
 
-    def _listen(self, event: str, _: float, **__: object) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event == LOWERED_EVENT:
             self._since = time.monotonic()
         elif event == COMPILED_EVENT:

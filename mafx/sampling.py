@@ -182,7 +182,7 @@ def _predict(
     deep: tuple[jax.Array, ...] | None,
     inputs: Inputs,
     indices: jax.Array,
-    time: jax.Array,
+    time: jax.Array | int,
     bank: Bank,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
     """The guided prediction for a batch of windows, float32 `p k h w c`, and each half's input of the last level."""

@@ -127,12 +127,15 @@ class Animator(nn.Module):
         c = self.config
         image_unet = dataclasses.replace(c.unet, temporal=None)
         self.unet = UNet(c.unet)
-        if c.appearance == "bank":
-            self.appearance = UNet(dataclasses.replace(image_unet, bank_only=True))
+        if c.appearance == "embedding":
+            self.appearance: nn.Module = GlobalEmbedding(image_unet)
         else:
-            self.appearance = GlobalEmbedding(image_unet)
+            self.appearance = UNet(dataclasses.replace(image_unet, bank_only=True))
         self.control = ControlNet(c.unet, c.motion_widths)
-        self.autoencoder = (Patches if isinstance(c.autoencoder, PatchesConfig) else Autoencoder)(c.autoencoder)
+        if isinstance(c.autoencoder, PatchesConfig):
+            self.autoencoder: Patches | Autoencoder = Patches(c.autoencoder)
+        else:
+            self.autoencoder = Autoencoder(c.autoencoder)
         self.text = TextTower(c.text)
 
     def encode_text(self, ids: jax.Array) -> jax.Array:

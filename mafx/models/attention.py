@@ -154,7 +154,7 @@ def _blockwise(
 
     def attend_head(arguments):  # f b n d, f b k d, b m d
         q, own, shared = arguments
-        return jax.lax.map(lambda frame: attend_frame(*frame, shared), (q, own))
+        return jax.lax.map(lambda frame: attend_frame(frame[0], frame[1], shared), (q, own))
 
     q, own = jax.tree.map(lambda x: rearrange(x, "b f n a d -> a f b n d"), (q, own))
     shared = jax.tree.map(lambda x: rearrange(x, "b m a d -> a b m d"), shared)

@@ -54,15 +54,25 @@ def parse_config(text: str, arguments: list[str]) -> ml_collections.ConfigDict:
 
     Raises: InputError where there is no such config, or a flag that belongs to nothing.
     """
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values)
+    values, argv = flags.FlagValues(), ["", f"--config={find_config(text)}", *arguments]
+    config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values, sys_argv=argv)
     try:
-        stray = values(["", f"--config={find_config(text)}", *arguments])[1:]
+        stray = values(argv)[1:]
     except (flags.Error, AttributeError, TypeError) as error:
+        cause = _first_cause(error)
+        if isinstance(cause, InputError):  # raised by the config file
+            raise cause from error
         raise InputError(f"{str(error).splitlines()[0]}; mafx/training/config.py lists every field") from error
     if stray:
         raise InputError(f"{stray[0]!r} belongs to no flag; --help lists them")
     return values.config
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """The exception that all others in a chain came from."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def default_config(stage: str) -> ml_collections.ConfigDict:

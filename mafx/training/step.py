@@ -243,13 +243,13 @@ def make_step(
             learning_rate = jnp.asarray(rate(state.step // config.accumulate))
         trainable = optax.apply_updates(state.trainable, update)
         ema = _average(state.ema, trainable, state.step, config.ema)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         metrics = {
             "finite": finite,
             "loss": value,
             "gradient_norm": norm,
-            "parameter_norm": optax.global_norm(trainable),
+            "parameter_norm": optax.tree.norm(trainable),
             "learning_rate": learning_rate,
             **errors_by_time,
         }
