@@ -86,7 +86,7 @@ _clock = functools.cache(_Clock)
 
 @contextlib.contextmanager
 def announce_compilation(enabled: bool = True) -> Iterator[None]:
-    """Say on stderr while XLA compiles, so that nobody thinks a program hangs.
+    """Say on stderr that XLA compiles, while it does.
 
     A terminal shows the seconds that pass; elsewhere one line is written per long compilation.
     """

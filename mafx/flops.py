@@ -15,8 +15,8 @@ CUDNN_PRODUCTS = {"dot_product_attention_fwd_wrapper": 2, "dot_product_attention
 def count_flops(jaxpr: Jaxpr) -> int:
     """Floating-point operations of the matrix products and convolutions of a program.
 
-    A multiplication with its addition counts two. Loops count as often as they run, except `while`, whose trips nobody
-    knows: it counts once. What rematerialisation computes twice counts twice.
+    A multiplication with its addition counts two. Loops count as often as they run, except `while`, whose number of
+    trips is unknown: it counts once. What rematerialisation computes twice counts twice.
     """
     total = 0
     for equation in jaxpr.eqns:

@@ -32,7 +32,7 @@ from mafx.training.checkpoints import find_step
 from mafx.training.runs import read_config
 
 DEFAULT_FRAMES = 16  # of a puppet's motion, and of what is compiled for
-SMALL_SIDE = 256  # videos below are enlarged to about this, unless somebody says otherwise
+SMALL_SIDE = 256  # smaller videos are enlarged to about this by default
 
 log = logging.getLogger("mafx")
 

@@ -268,7 +268,10 @@ class Program:
         progress: bool,
         callback: Callback | None,
     ) -> jax.Array:
-        """Noise `f h w c` to latents. One call runs all steps of a kind, or a single step where somebody looks on."""
+        """Noise `f h w c` to latents.
+
+        One call runs all steps of a kind. With a bar or a callback, it runs a single step.
+        """
         singly = progress or callback is not None
         state, pending = SamplerState(x, jnp.zeros_like(x)), []
         bar = StepBar(self.settings.steps, enabled=progress)

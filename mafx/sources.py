@@ -87,5 +87,5 @@ def _run_source(workdir: Path, checkpoint: str) -> Source:
 
 
 def default_dtype() -> str:
-    """What networks compute in unless somebody says otherwise: 16 bits gain no speed on a CPU."""
+    """What networks compute in by default. On a CPU, 16 bits gain no speed."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -81,7 +81,7 @@ def test_functions_fit_on_a_screen():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 lines = node.end_lineno - node.lineno + 1 - (ast.get_docstring(node) or "").count("\n")
-                assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"
+                assert lines <= 50, f"{path.name}: {node.name} has {lines} lines"
 
 
 def test_public_names_are_what_the_package_says():

@@ -102,7 +102,7 @@ def _farewell(workdir: Path, config: ml_collections.ConfigDict, scores: dict[str
 
 
 class PendingStep(NamedTuple):
-    """A step that the devices have been given, and whose metrics nobody has read yet."""
+    """A step that was started, and whose metrics have not been read yet."""
 
     number: int
     batch: dict[str, np.ndarray]

@@ -226,8 +226,8 @@ def make_step(
     """The function (state, batch, number of the step) -> (state, metrics).
 
     Only trainable parameters are differentiated. Where the loss or the gradient is not finite, the state stays as it
-    was, so that it can be looked into. It then refuses all steps that follow, whose numbers no longer fit, and nobody
-    has to check every step.
+    was, so that it can be inspected. It also refuses all later steps, because their numbers do not follow its own: the
+    loop need not check every step before it starts the next one.
     """
     dtype = jnp.dtype(config.dtype)
 
