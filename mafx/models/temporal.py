@@ -49,7 +49,8 @@ class FrameAttention(Attention):
         """Attend along frames: `b n f c` -> `b n f c`. Raises ValueError for more than `max_frames` frames."""
         f, c = x.shape[-2:]
         if f > self.max_frames:
-            raise ValueError(f"expected at most {self.max_frames} frames in temporal layers, found {f}")
+            known = f"the temporal transformer knows {self.max_frames} positions"
+            raise ValueError(f"{known}, {f} frames were given; use a shorter window")
         pe = self.param("pe", lambda _, shape: jnp.asarray(frame_sinusoid(*shape)), (self.max_frames, c))
         return super().__call__(x + jax.lax.stop_gradient(pe)[None, None, :f])
 
