@@ -129,13 +129,20 @@ def test_links_and_pictures_exist(page):
         assert not anchor or anchor in anchors(there), f"{page}: {there} has no heading {anchor}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_named_files_exist(page):
+    code = re.findall(r"`([^`\n]+)`", BLOCK.sub("", page.read_text("utf-8")))
+    for name in (name for name in code if re.fullmatch(r"(mafx|tests|configs|docs)/[\w./]+\.\w+", name)):
+        assert (ROOT / name).is_file(), f"{page}: there is no {name}"
+
+
 # -- Flags
 
 
 def commands(text: str) -> list[tuple[str, str]]:
-    """(script or module, arguments) of every Python command in a block of bash."""
+    """(script or module with the word behind it, arguments) of every Python command in a block of bash."""
     joined = re.sub(r"\\\n", " ", re.sub(r"\s#.*", "", text))
-    return re.findall(r"python (-m mafx[\w.]+|(?:sample|train)\.py)([^\n\"&]*)", joined)
+    return re.findall(r"python (-m mafx[\w.]+(?: [\w/]+)?|(?:sample|train)\.py)([^\n\"&]*)", joined)
 
 
 @functools.cache
