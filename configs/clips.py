@@ -1,8 +1,11 @@
-"""Clips of your own, on top of Stable Diffusion 1.5: folders with images/ and densepose/, or NAME.mp4 beside NAME_densepose.mp4.
+"""Clips of your own, on top of Stable Diffusion 1.5.
+
+They are folders with images/ and densepose/, or videos NAME.mp4 beside NAME_densepose.mp4.
 
     python -m mafx.data.builders clips --manual_dir CLIPS --data_dir DATA
+    python train.py --config clips:appearance ...
 
-Then as configs/tiktok.py says.
+configs/tiktok.py has the commands of both stages in full.
 """
 
 import ml_collections

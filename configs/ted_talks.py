@@ -1,8 +1,9 @@
 """TED talks (*Motion Representations for Articulated Animation*, 2021) on top of Stable Diffusion 1.5.
 
     python -m mafx.data.builders ted_talks --manual_dir DOWNLOADED --data_dir DATA
+    python train.py --config ted_talks:appearance ...
 
-Then as configs/tiktok.py says. Speakers stand still for long, so that the reference is taken further away.
+configs/tiktok.py has the commands of both stages in full.
 """
 
 import ml_collections
@@ -15,5 +16,5 @@ def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
     config.data.name = "ted_talks"
     config.data.size = (384, 384)  # as the videos are
     config.data.flip = True
-    config.data.distance = 60
+    config.data.distance = 60  # speakers stand still for long
     return config

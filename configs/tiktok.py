@@ -1,11 +1,13 @@
-"""TikTok dances (Jafarian and Park, 2021) on top of Stable Diffusion 1.5, DisCo's split.
+"""TikTok dances (Jafarian and Park, 2021) on top of Stable Diffusion 1.5, in DisCo's split.
 
     python -m mafx.data.builders tiktok --manual_dir DOWNLOADED --data_dir DATA
-    python train.py --config configs/tiktok.py:appearance --workdir RUNS/appearance --config.data.path DATA --config.init_from WEIGHTS
-    python train.py --config configs/tiktok.py:temporal --workdir RUNS/temporal --config.data.path DATA --config.init_from RUNS/appearance
+    python train.py --config tiktok:appearance --workdir RUNS/appearance --config.data.path DATA \\
+        --config.init_from WEIGHTS
+    python train.py --config tiktok:temporal --workdir RUNS/temporal --config.data.path DATA \\
+        --config.init_from RUNS/appearance
 
-WEIGHTS holds stable-diffusion-v1-5/ and sd-vae-ft-mse/. For the paper's joint training prepare an image set as well, then add
-`--config.images.name images --config.images.path DATA --config.joint.images 0.2`.
+WEIGHTS holds stable-diffusion-v1-5/ and sd-vae-ft-mse/. The paper's joint training needs an image set as well: prepare
+it, and add `--config.images.name images --config.images.path DATA --config.joint.images 0.2`.
 """
 
 import ml_collections
