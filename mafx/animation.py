@@ -39,7 +39,8 @@ def animate(
 
     Returns: The video, the latents, and where windows meet.
 
-    Raises: InputError for arguments that do not fit. Nothing has been computed then.
+    Raises:
+      InputError: For arguments that do not fit. Nothing has been computed then.
     """
     unknown = settings.keys() - {field.name for field in dataclasses.fields(Settings)}
     if unknown:

@@ -77,7 +77,8 @@ class FileRequest:
 def animate_files(request: FileRequest, source: Source, settings: Settings, dtype: str) -> None:
     """Animate, and write the video with a JSON file beside it that has what is needed to repeat it.
 
-    Raises: InputError for files that cannot be read or written, and for settings that do not fit.
+    Raises:
+      InputError: For files that cannot be read or written, and for settings that do not fit.
     """
     record = check_outputs(request.outs, request.overwrite)
     size = request.size or source.size

@@ -207,7 +207,8 @@ class Program:
           progress: Whether bars are shown.
           callback: Called after every step with its number and the latents, float32 `f h w c`.
 
-        Raises: InputError for arrays of other shapes.
+        Raises:
+          InputError: For arrays of other shapes.
         """
         if reference.shape != (*self.size, 3) or motion.shape != (self.frames, *self.size, 3):
             expected = f"{[*self.size, 3]} and {[self.frames, *self.size, 3]}"
@@ -320,7 +321,8 @@ def plan(
       mesh: The windows of a long video are spread over its devices, each of which holds all parameters. By default
         there is one device.
 
-    Raises: InputError for settings that do not fit the model.
+    Raises:
+      InputError: For settings that do not fit the model.
     """
     s, size = settings or Settings(), size or model.size
     _check_size(size, model.config.autoencoder.factor)

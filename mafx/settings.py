@@ -31,7 +31,8 @@ class Settings:
 
     `describe()` lists all settings with their meanings.
 
-    Raises: InputError for a value that cannot be meant.
+    Raises:
+      InputError: For a value that cannot be meant.
     """
 
     steps: int = _setting(25, "Number of sampler steps. Each evaluates the networks once per window.", at_least=1)

@@ -43,7 +43,8 @@ class Source:
 def find_source(pretrained: str | None, workdir: str | None, checkpoint: str = "latest") -> Source:
     """The model of a folder of published weights, of a work folder, or, without both, the bundled one.
 
-    Raises: InputError where both are given, or the folder is not what it should be.
+    Raises:
+      InputError: Where both are given, or the folder is not what it should be.
     """
     if pretrained and workdir:
         raise InputError("expected one of --pretrained and --workdir, found both")

@@ -1,15 +1,16 @@
-"""One guided step of the published MagicAnimate in PyTorch, from diffusers' own networks, to be timed beside ours.
+"""One guided step of the published MagicAnimate in PyTorch, made of diffusers' networks, to be timed beside ours.
 
     pip install torch diffusers
-    python benchmarks/reference.py --model sd15 --size 256 256 --frames 16 --runs 1
+    python -m mafx.benchmarks.published --model sd15 --size 256 256 --frames 16 --runs 1
 
-The arithmetic is that of the published code, and so is what it computes more than once: the appearance encoder and the whole UNet for both halves of
-guidance, the reference's keys and values for every frame, the unconditional self-attention with the reference and again without. Kernels and memory
-are the fastest that PyTorch offers for it: fused attention, channel-last, inference mode. tests/test_reference.py compares with what was published.
-Axes are PyTorch's here: videos `b c f h w`, frames as a batch `(b f) c h w`.
+The arithmetic is that of the published code, and so is what it computes more than once: the appearance encoder and the
+whole UNet for both halves of guidance, the keys and values of the reference for every frame, the self-attention of the
+unconditional half with the reference and again without. Kernels and memory are the fastest that PyTorch has for it:
+fused attention, channel-last, inference mode. tests/test_benchmarks_published.py compares the step with published
+outputs. Axes are PyTorch's here: videos `b c f h w`, frames as a batch `(b f) c h w`.
 
-One line of JSON is printed: the median seconds of every component and of a step, after a run that is not counted, and the peak of memory. The text
-tower, the update of the latents and the encoding of the reference are not part of it.
+One line of JSON is printed: the median seconds of every network and of a step, after a run that is not counted, and the
+peak of memory. The text tower, the update of the latents and the encoding of the reference are left out.
 """
 
 import argparse
@@ -22,8 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,21 +35,31 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from einops import rearrange
 from torch import nn
 
+from mafx.commands import Parser, run_command
 from mafx.models.animator import SIZES, AnimatorConfig
 from mafx.models.autoencoder import AutoencoderConfig
-from mafx.models.temporal import frame_sinusoid
+from mafx.models.temporal import TemporalConfig, frame_sinusoid
 from mafx.models.unet import UNetConfig
 from mafx.pretrained.formats import open_tensors
 from mafx.pretrained.layout import PARTS
 from mafx.pretrained.names import current_name
 
-Bank = dict[str, torch.Tensor]
-Residuals = tuple[tuple[torch.Tensor, ...], torch.Tensor]
+NAME = "python -m mafx.benchmarks.published"
+GUIDANCE = 7.5  # the published scale
+TIME = 981  # any diffusion time would do
 
-FUSED = re.compile(
-    r"(mid_block|up_blocks\.\d+)\.attentions\.\d+\.transformer_blocks\.0$"
-)  # the transformer blocks that give and take features
-MOTION_NAMES = (  # published -> diffusers, which has one buffer of positions for both attentions; the published two are equal
+# glibc's parameters, see `keep_freed_memory`.
+M_MMAP_MAX, M_TRIM_THRESHOLD = -4, -1
+
+Bank = dict[str, torch.Tensor]  # name of a transformer block -> `b m c`
+Residuals = tuple[tuple[torch.Tensor, ...], torch.Tensor]  # of the skips, and of the middle
+
+# The transformer blocks that write the bank in the appearance encoder, and read it in the UNet.
+MIXED = re.compile(r"(mid_block|up_blocks\.\d+)\.attentions\.\d+\.transformer_blocks\.0$")
+
+# Published names of temporal layers -> diffusers' names. diffusers has one buffer of positions for both attentions; the
+# two published ones are equal.
+MOTION_NAMES = (
     (r"(motion_modules\.\d+)\.temporal_transformer\.", r"\1."),
     (r"attention_blocks\.\d\.pos_encoder\.", "pos_embed."),
     (r"attention_blocks\.0\.", "attn1."),
@@ -60,8 +70,14 @@ MOTION_NAMES = (  # published -> diffusers, which has one buffer of positions fo
 )
 
 
+# -- Layers that diffusers lacks
+
+
 class VideoGroupNorm(nn.GroupNorm):
-    """Statistics over all frames of a video together, `(b f) c h w` -> the same. Where memory is channel-last, nothing is copied."""
+    """Group norm with statistics over all frames of a video, `(b f) c h w` -> the same.
+
+    Where memory is channel-last, nothing is copied.
+    """
 
     frames = 1  # set before every call of the UNet
 
@@ -70,8 +86,8 @@ class VideoGroupNorm(nn.GroupNorm):
         return rearrange(y, "b c (f h) w -> (b f) c h w", f=self.frames)
 
 
-class MotionModule(AnimateDiffTransformer3D):
-    """diffusers' temporal transformer with its entry's norm per frame, and channel-last memory on both sides."""
+class TemporalLayer(AnimateDiffTransformer3D):
+    """diffusers' temporal transformer, with a norm per frame at its entry and channel-last memory on both sides."""
 
     def forward(self, x: torch.Tensor, num_frames: int) -> torch.Tensor:
         h, w = x.shape[2:]
@@ -81,214 +97,266 @@ class MotionModule(AnimateDiffTransformer3D):
 
 
 class MixedAttention(AttnProcessor2_0):
-    """Self-attention of both halves of guidance to themselves and the reference; then the unconditional one again, to itself alone."""
+    """Self-attention of both halves of guidance to themselves and the bank.
 
-    features: torch.Tensor | None = None  # `b m c`, the reference's, set before every call of the UNet
+    The unconditional half then attends again, to itself alone.
+    """
+
+    bank: torch.Tensor | None = None  # `b m c`, set before every call of the UNet
 
     def __call__(
         self, attn: Attention, x: torch.Tensor, encoder_hidden_states=None, attention_mask=None
     ) -> torch.Tensor:
-        if self.features is None:
+        if self.bank is None:
             return super().__call__(attn, x)
-        features = self.features.repeat_interleave(len(x) // len(self.features), dim=0)
-        y = super().__call__(attn, x, torch.cat([x, features], dim=1))
+        bank = self.bank.repeat_interleave(len(x) // len(self.bank), dim=0)
+        y = super().__call__(attn, x, torch.cat([x, bank], dim=1))
         half = len(x) // 2
         y[:half] = super().__call__(attn, x[:half])
         return y
 
 
 class Skip(nn.Module):
-    """In the place of what is not computed."""
+    """Stands where nothing is computed."""
 
     def forward(self, x: torch.Tensor, *_, **__) -> torch.Tensor:
         return x
 
 
-def _settings(c: UNetConfig, kind: str, up: bool = True) -> dict:
-    settings = {
-        "in_channels": c.channels,
-        "block_out_channels": c.widths,
-        "layers_per_block": c.layers,
-        "cross_attention_dim": c.text_width,
-    }
-    settings |= {"norm_num_groups": c.groups, "norm_eps": c.eps}
-    settings["down_block_types"] = [f"{'CrossAttn' * attends}DownBlock{kind}" for attends in c.attends]
-    if up:
-        settings |= {
-            "out_channels": c.channels,
-            "up_block_types": [f"{'CrossAttn' * attends}UpBlock{kind}" for attends in c.attends[::-1]],
-        }
-    return settings
+# -- Networks
 
 
-def _denoiser(c: UNetConfig) -> UNetMotionModel:
-    m = c.temporal
-    network = UNetMotionModel(**_settings(c, "Motion"), num_attention_heads=c.heads, use_motion_mid_block=False)
-    for module in [module for module in network.modules() if isinstance(module, ResnetBlock2D)]:
-        module.norm1, module.norm2 = (
-            VideoGroupNorm(norm.num_groups, norm.num_channels, norm.eps) for norm in (module.norm1, module.norm2)
-        )
-    network.conv_norm_out = VideoGroupNorm(c.groups, c.widths[0], c.eps)
-    more = {
-        "norm_num_groups": m.groups,
-        "positional_embeddings": "sinusoidal",
-        "num_positional_embeddings": m.max_frames,
-        "activation_fn": "geglu",
+def unet_settings(config: UNetConfig, kind: str) -> dict[str, Any]:
+    """What diffusers wants to know of a down path. `kind` ends the names of its blocks."""
+    return {
+        "in_channels": config.channels,
+        "block_out_channels": config.widths,
+        "layers_per_block": config.layers,
+        "cross_attention_dim": config.text_width,
+        "norm_num_groups": config.groups,
+        "norm_eps": config.eps,
+        "down_block_types": [f"{'CrossAttn' * attends}DownBlock{kind}" for attends in config.attends],
     }
+
+
+def up_settings(config: UNetConfig, kind: str) -> dict[str, Any]:
+    """What diffusers wants to know of an up path."""
+    return {
+        "out_channels": config.channels,
+        "up_block_types": [f"{'CrossAttn' * attends}UpBlock{kind}" for attends in config.attends[::-1]],
+    }
+
+
+def make_unet(config: UNetConfig) -> UNetMotionModel:
+    """The denoising UNet: residual blocks whose norms span the frames, and temporal layers."""
+    settings = unet_settings(config, "Motion") | up_settings(config, "Motion")
+    network = UNetMotionModel(**settings, num_attention_heads=config.heads, use_motion_mid_block=False)
+    for block in [module for module in network.modules() if isinstance(module, ResnetBlock2D)]:
+        block.norm1 = video_norm(block.norm1)
+        block.norm2 = video_norm(block.norm2)
+    network.conv_norm_out = VideoGroupNorm(config.groups, config.widths[0], config.eps)
     for block in (*network.down_blocks, *network.up_blocks):
         widths = [module.in_channels for module in block.motion_modules]
-        block.motion_modules = nn.ModuleList(MotionModule(m.heads, width // m.heads, width, **more) for width in widths)
+        block.motion_modules = nn.ModuleList(make_temporal_layer(config.temporal, width) for width in widths)
     return network
 
 
-def _appearance_encoder(c: UNetConfig) -> UNet2DConditionModel:
-    """It ends after the norm before its last self-attention, as the published one does: what follows is taken out, and its weights with it."""
-    network = UNet2DConditionModel(**_settings(c, "2D"), attention_head_dim=c.heads)
+def video_norm(norm: nn.GroupNorm) -> VideoGroupNorm:
+    return VideoGroupNorm(norm.num_groups, norm.num_channels, norm.eps)
+
+
+def make_temporal_layer(config: TemporalConfig, width: int) -> TemporalLayer:
+    return TemporalLayer(
+        config.heads,
+        width // config.heads,
+        width,
+        norm_num_groups=config.groups,
+        positional_embeddings="sinusoidal",
+        num_positional_embeddings=config.max_frames,
+        activation_fn="geglu",
+    )
+
+
+def make_appearance_encoder(config: UNetConfig) -> UNet2DConditionModel:
+    """The appearance encoder. It ends behind the norm of its last self-attention, as the published one does.
+
+    What follows there is taken out, together with its weights.
+    """
+    settings = unet_settings(config, "2D") | up_settings(config, "2D")
+    network = UNet2DConditionModel(**settings, attention_head_dim=config.heads)
     last = network.up_blocks[-1].attentions[-1]
     block = last.transformer_blocks[0]
-    block.attn1, block.norm3, block.ff, last.proj_out, network.conv_out = (Skip() for _ in range(5))
+    for owner, name in ((block, "attn1"), (block, "norm3"), (block, "ff"), (last, "proj_out"), (network, "conv_out")):
+        setattr(owner, name, Skip())
     block.norm2 = block.attn2 = network.conv_norm_out = None  # diffusers asks whether they are there
     return network
 
 
-def _autoencoder(c: AutoencoderConfig) -> AutoencoderKL:
-    kinds = {
-        f"{way}_block_types": [f"{way.title()}{half}coderBlock2D"] * len(c.widths)
-        for way, half in (("down", "En"), ("up", "De"))
-    }
-    return AutoencoderKL(
-        block_out_channels=c.widths,
-        layers_per_block=c.layers,
-        norm_num_groups=c.groups,
-        latent_channels=c.channels,
-        **kinds,
+def make_controlnet(config: AnimatorConfig) -> ControlNetModel:
+    return ControlNetModel(
+        **unet_settings(config.unet, "2D"),
+        attention_head_dim=config.unet.heads,
+        conditioning_embedding_out_channels=config.motion_widths,
     )
 
 
-class Reference:
-    """The networks of one guided step with random weights, and the step. Times `t` are one number, text states `b n c`.
+def make_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
+    levels = len(config.widths)
+    return AutoencoderKL(
+        block_out_channels=config.widths,
+        layers_per_block=config.layers,
+        norm_num_groups=config.groups,
+        latent_channels=config.channels,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
+    )
+
+
+def make_networks(config: AnimatorConfig) -> dict[str, nn.Module]:
+    """All networks by the roots of `mafx.pretrained.layout.PARTS`, without memory for their weights."""
+    with torch.device("meta"):  # diffusers' own initialisation would be thrown away, and is slow at this size
+        return {
+            "unet": make_unet(config.unet),
+            "appearance": make_appearance_encoder(config.unet),
+            "control": make_controlnet(config),
+            "autoencoder": make_autoencoder(config.autoencoder),
+        }
+
+
+# -- The step
+
+
+class PublishedStep:
+    """The networks of one guided step with random weights, and the step. Times `t` are one number, texts `b n c`.
 
     Attributes:
-      text: what `step` uses, rows [unconditional, conditional]; random until set, as the text tower is not part of this.
+      networks: By name.
+      text: What `step` uses, rows [unconditional, conditional]. It is random until it is set, since the text tower is
+        left out.
     """
 
     def __init__(
         self,
         config: AnimatorConfig,
-        device="cpu",
-        dtype=torch.float32,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
         channels_last: bool = True,
         compile: bool = False,
     ):
         self.config, self.device = config, device
-        c = config.unet
-        with torch.device("meta"):  # diffusers' own initialisation is thrown away, and slow at this size
-            self.networks = {
-                "unet": _denoiser(c),
-                "appearance": _appearance_encoder(c),
-                "control": ControlNetModel(
-                    **_settings(c, "2D", up=False),
-                    attention_head_dim=c.heads,
-                    conditioning_embedding_out_channels=config.motion_widths,
-                ),
-                "autoencoder": _autoencoder(config.autoencoder),
-            }
+        self.networks = make_networks(config)
+        layout = torch.channels_last if channels_last else torch.preserve_format
         for network in self.networks.values():
-            layout = torch.channels_last if channels_last else torch.preserve_format
-            nn.Module.to(
-                network.eval().requires_grad_(False), dtype=dtype, memory_format=layout
-            )  # diffusers' own `to` warns without cause
-            _randomise(network.to_empty(device=device))
-        self.text = torch.randn(2, config.text.positions, c.text_width, device=device, dtype=dtype)
+            network.eval().requires_grad_(False)
+            nn.Module.to(network, dtype=dtype, memory_format=layout)  # diffusers' own `to` warns without cause
+            randomise(network.to_empty(device=device))
+        self.text = torch.randn(2, config.text.positions, config.unet.text_width, device=device, dtype=dtype)
         self._norms = [module for module in self.networks["unet"].modules() if isinstance(module, VideoGroupNorm)]
-        self._mixers = {}
-        for name, block in self.networks["unet"].named_modules():
-            if FUSED.match(name):
-                self._mixers[name] = MixedAttention()
-                block.attn1.set_processor(self._mixers[name])
+        self._mixers = {name: MixedAttention() for name, _ in self._mixed_blocks("unet")}
+        for name, block in self._mixed_blocks("unet"):
+            block.attn1.set_processor(self._mixers[name])
         self._bank: Bank = {}
-        for name, block in self.networks["appearance"].named_modules():
-            if FUSED.match(name):
-                block.norm1.register_forward_hook(lambda _, __, y, name=name: self._bank.__setitem__(name, y))
+        for name, block in self._mixed_blocks("appearance"):
+            block.norm1.register_forward_hook(self._bank_writer(name))
         if compile:
-            for network in (
-                *(self.networks[name] for name in ("unet", "appearance", "control")),
-                self.networks["autoencoder"].decoder,
-            ):
-                network.compile()
+            self._compile()
+
+    def _mixed_blocks(self, network: str) -> list[tuple[str, Any]]:
+        return [(name, block) for name, block in self.networks[network].named_modules() if MIXED.match(name)]
+
+    def _bank_writer(self, name: str) -> Callable[[nn.Module, tuple, torch.Tensor], None]:
+        def write(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+            self._bank[name] = output
+
+        return write
+
+    def _compile(self) -> None:
+        for name in ("unet", "appearance", "control"):
+            self.networks[name].compile()
+        self.networks["autoencoder"].decoder.compile()
 
     def load(self, folder: str | Path) -> None:
-        """Weights from the published layout. Every tensor must find its place and every place its tensor."""
+        """Read weights in the published layout. Every tensor must find its place, and every place its tensor."""
         for root, network in self.networks.items():
             state = {}
             for file in [open_tensors(part.find(Path(folder))) for part in PARTS if part.root == root]:
-                state |= {
-                    _diffusers_name(name): torch.from_numpy(np.array(file.read(name), np.float32))
-                    for name in file.shapes
-                }
+                for name in file.shapes:
+                    state[diffusers_name(name)] = torch.from_numpy(np.array(file.read(name), np.float32))
             network.load_state_dict(state)
 
     @torch.inference_mode()
-    def appearance(self, reference: torch.Tensor, t, text: torch.Tensor) -> Bank:
-        """Clean latents `b c h w` -> the features before every self-attention of the middle and up blocks, by name, each `b m c`."""
+    def appearance(self, reference: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> Bank:
+        """The bank of clean latents `b c h w`: what stands before each self-attention of the middle and up blocks."""
         self._bank = {}
         self.networks["appearance"](reference, self._time(t), text)
         return self._bank
 
     @torch.inference_mode()
-    def control(self, noisy: torch.Tensor, t, text: torch.Tensor, motion: torch.Tensor) -> Residuals:
-        """Noisy latents `1 c f h w`, text `1 n c`, pose `f 3 H W` in [0, 1] -> residuals of the skips and of the middle, `f c h w`."""
+    def control(self, noisy: torch.Tensor, t: torch.Tensor, text: torch.Tensor, motion: torch.Tensor) -> Residuals:
+        """The residuals `f c h w` of noisy latents `1 c f h w`, text `1 n c`, and motion `f 3 H W` in [0, 1]."""
         frames = rearrange(noisy, "1 c f h w -> f c h w")
-        skips, middle = self.networks["control"](
-            frames, self._time(t), text.expand(len(frames), -1, -1), motion, return_dict=False
-        )
+        texts = text.expand(len(frames), -1, -1)
+        skips, middle = self.networks["control"](frames, self._time(t), texts, motion, return_dict=False)
         return tuple(skips), middle
 
     @torch.inference_mode()
     def unet(
-        self, noisy: torch.Tensor, t, text: torch.Tensor, bank: Bank | None = None, residuals: Residuals | None = None
+        self,
+        noisy: torch.Tensor,
+        t: torch.Tensor,
+        text: torch.Tensor,
+        bank: Bank | None = None,
+        residuals: Residuals | None = None,
     ) -> torch.Tensor:
-        """Noisy latents `b c f h w` -> noise prediction, likewise. With a bank the first half of the rows is the unconditional one."""
+        """The noise in noisy latents `b c f h w`. With a bank, the first half of `b` is the unconditional half."""
         b, _, f = noisy.shape[:3]
         for norm in self._norms:
             norm.frames = f
         for name, mixer in self._mixers.items():
-            mixer.features = bank and bank[name]
-        skips, middle = residuals or (None, None)
+            mixer.bank = bank[name] if bank else None
+        skips, middle = None, None
+        if residuals is not None:
+            # Unlike `repeat`, this keeps memory channel-last.
+            skips = tuple(torch.cat([skip] * b) for skip in residuals[0])
+            middle = torch.cat([residuals[1]] * b)
         return self.networks["unet"](
             noisy,
             self._time(t),
             text.repeat_interleave(f, dim=0),
-            down_block_additional_residuals=skips
-            and tuple(torch.cat([skip] * b) for skip in skips),  # unlike repeat, it keeps memory channel-last
-            mid_block_additional_residual=None if middle is None else torch.cat([middle] * b),
+            down_block_additional_residuals=skips,
+            mid_block_additional_residual=middle,
             return_dict=False,
         )[0]
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Scaled latents `b c h w` -> images `b 3 H W`, about [-1, 1]."""
+        """Scaled latents `b c h w` to images `b 3 H W`, about in [-1, 1]."""
         return self.networks["autoencoder"].decode(latents / self.config.autoencoder.scaling, return_dict=False)[0]
 
     @torch.inference_mode()
     def step(
-        self, latents: torch.Tensor, t, motion: torch.Tensor, reference_latents: torch.Tensor, guidance: float = 7.5
+        self,
+        noisy: torch.Tensor,
+        t: torch.Tensor,
+        motion: torch.Tensor,
+        reference: torch.Tensor,
+        guidance: float = GUIDANCE,
     ) -> torch.Tensor:
-        """Guided noise prediction `1 c f h w` for latents `1 c f h w`, pose `f 3 H W` and clean latents `1 c h w`."""
-        bank = self.appearance(torch.cat([reference_latents] * 2), t, self.text)
-        residuals = self.control(latents, t, self.text[1:], motion)
-        without, with_reference = self.unet(torch.cat([latents] * 2), t, self.text, bank, residuals).chunk(2)
+        """The guided prediction `1 c f h w` for latents `1 c f h w`, motion `f 3 H W`, clean latents `1 c h w`."""
+        bank = self.appearance(torch.cat([reference] * 2), t, self.text)
+        residuals = self.control(noisy, t, self.text[1:], motion)
+        without, with_reference = self.unet(torch.cat([noisy] * 2), t, self.text, bank, residuals).chunk(2)
         return without + guidance * (with_reference - without)
 
-    def _time(self, t) -> torch.Tensor:
+    def _time(self, t: torch.Tensor) -> torch.Tensor:
         return torch.as_tensor(t, device=self.device).reshape(1)
 
 
-def _randomise(network: nn.Module) -> None:
-    """Weights that keep the size of activations, norms that do nothing, and the buffers, which `to_empty` emptied too."""
-    for p in network.parameters():
-        if p.ndim > 1:
-            p.normal_(std=p[0].numel() ** -0.5)
+def randomise(network: nn.Module) -> None:
+    """Draw weights that keep the size of activations, and fill norms, biases and buffers, which `to_empty` emptied."""
+    for weight in network.parameters():
+        if weight.ndim > 1:
+            weight.normal_(std=weight[0].numel() ** -0.5)
     for module in network.modules():
         if isinstance(module, SinusoidalPositionalEmbedding):
             module.pe.copy_(torch.from_numpy(frame_sinusoid(*module.pe.shape[1:])))
@@ -298,76 +366,90 @@ def _randomise(network: nn.Module) -> None:
             module.bias.zero_()
 
 
-def _diffusers_name(name: str) -> str:
+def diffusers_name(name: str) -> str:
+    """diffusers' name of a published tensor."""
     name = current_name(name)
     for pattern, replacement in MOTION_NAMES:
         name = re.sub(pattern, replacement, name)
     return name
 
 
-def _median_seconds(call: Callable[[], object], runs: int) -> float:
-    def once() -> float:
+# -- Timing
+
+
+def median_seconds(call: Callable[[], object], runs: int) -> float:
+    """The median of some runs, after one that is not counted."""
+
+    def run_once() -> float:
         began = time.perf_counter()
         call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    once()
-    return statistics.median(once() for _ in range(runs))
+    run_once()
+    return statistics.median(run_once() for _ in range(runs))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="sd15", choices=SIZES)
-    parser.add_argument("--size", nargs=2, type=int, default=(256, 256), metavar=("H", "W"))
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--runs", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument(
-        "--compile", action="store_true", help="by torch.compile; the first run, which is not counted, waits for it"
-    )
-    parser.add_argument(
-        "--malloc",
-        action="store_true",
-        help="keep freed memory instead of asking the system for fresh pages at every layer (glibc)",
-    )
-    parser.add_argument("--threads", type=int, help="one per core unless given")
-    args = parser.parse_args()
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory, instead of asking the system for fresh pages at every layer."""
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)  # no mapping of its own for a large array
+    libc.mallopt(M_TRIM_THRESHOLD, -1)  # nothing is given back
+
+
+def measure(args: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of every network and of a step."""
+    config, f, (H, W), device = SIZES[args.model], args.frames, args.size, args.device
+    dtype = getattr(torch, args.dtype)
+    published = PublishedStep(config, device, dtype, compile=args.compile)
+    h, w, c = H // config.autoencoder.factor, W // config.autoencoder.factor, config.unet.channels
+    shapes = (2, c, f, h, w), (f, 3, H, W), (2, c, h, w)
+    with torch.inference_mode():  # as inside a step: other tensors would be compiled for anew
+        noisy, motion, clean = (torch.rand(shape, device=device, dtype=dtype) for shape in shapes)
+        t, text = torch.tensor([TIME], device=device), published.text
+    bank, residuals = published.appearance(clean, t, text), published.control(noisy[:1], t, text[1:], motion)
+    calls: dict[str, Callable[[], object]] = {
+        "appearance": lambda: published.appearance(clean, t, text),
+        "control": lambda: published.control(noisy[:1], t, text[1:], motion),
+        "unet": lambda: published.unet(noisy, t, text, bank, residuals),
+        "decode": lambda: published.decode(clean[:1]),
+        "step": lambda: published.step(noisy[:1], t, motion, clean[:1]),
+    }
+    return {name: round(median_seconds(call, args.runs), 4) for name, call in calls.items()}
+
+
+def make_parser() -> Parser:
+    parser = Parser(NAME, __doc__)
+    add = parser.add_argument
+    add("--model", default="sd15", choices=SIZES, help="Sizes of the networks (default sd15).")
+    add("--size", nargs=2, type=int, default=(256, 256), metavar=("H", "W"), help="In pixels (default 256 256).")
+    add("--frames", type=int, default=16, help="Number of frames (default 16).")
+    add("--runs", type=int, default=1, help="Number of runs, of which the median is taken (default 1).")
+    add("--device", default="cpu", help="As PyTorch names it (default cpu).")
+    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="Default float32.")
+    add("--compile", action="store_true", help="Use torch.compile. The run that is not counted waits for it.")
+    add("--malloc", action="store_true", help="Keep freed memory instead of giving it back to the system (glibc).")
+    add("--threads", type=int, help="Number of threads (default: one per core).")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = make_parser().parse_args(arguments)
     if args.malloc:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping of its own for a large array
-        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: never give back
+        keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(0)
-    dtype, config, f, (H, W) = getattr(torch, args.dtype), SIZES[args.model], args.frames, args.size
-    reference = Reference(config, args.device, dtype, compile=args.compile)
-    h, w, c = H // config.autoencoder.factor, W // config.autoencoder.factor, config.unet.channels
-    shapes = (2, c, f, h, w), (f, 3, H, W), (2, c, h, w)
-    with torch.inference_mode():  # as inside a step: other tensors would be compiled for anew
-        noisy, motion, clean = (torch.rand(shape, device=args.device, dtype=dtype) for shape in shapes)
-        t, text = torch.tensor([981], device=args.device), reference.text
-    bank, residuals = reference.appearance(clean, t, text), reference.control(noisy[:1], t, text[1:], motion)
-    calls = {
-        "appearance": lambda: reference.appearance(clean, t, text),
-        "control": lambda: reference.control(noisy[:1], t, text[1:], motion),
-        "unet": lambda: reference.unet(noisy, t, text, bank, residuals),
-        "decode": lambda: reference.decode(clean[:1]),
-        "step": lambda: reference.step(noisy[:1], t, motion, clean[:1]),
-    }
     result = vars(args) | {"threads": torch.get_num_threads(), "torch": torch.__version__}
-    result["seconds"] = {name: round(_median_seconds(call, args.runs), 4) for name, call in calls.items()}
+    result["seconds"] = measure(args)
     result["peak_rss_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     if args.device != "cpu":
-        result |= {
-            "device": torch.cuda.get_device_name(),
-            "peak_device_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
-        }
+        result["device"] = torch.cuda.get_device_name()
+        result["peak_device_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     print(json.dumps(result))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(NAME, main))

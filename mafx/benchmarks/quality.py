@@ -1,39 +1,45 @@
-"""What fewer steps, guidance in an interval of times, and reuse between steps cost in quality: on held-out puppets, by the model in the box.
+"""What saving time costs in quality: fewer steps, guidance in an interval of times, reuse between steps.
 
     pip install matplotlib
-    python benchmarks/speed_quality.py --out docs/speed_quality
+    python -m mafx.benchmarks.quality --out docs/speed_quality
 
-writes a picture, a table and the figures as JSON. Every way starts from the same noise. 25 DDIM steps, guided throughout, are what the others are
-compared with, and the truth is what all are compared with.
+This writes a picture (.png), a table (.md) and the figures (.json). The bundled model animates held-out puppets, always
+from the same noise. Each way is compared with 25 DDIM steps that are guided throughout, and with the truth.
 """
 
 import argparse
+import importlib.util
 import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
 from tqdm.auto import tqdm
 
 import mafx
 from mafx import media
-from mafx.bundled import bundled_config
+from mafx.commands import Parser, run_command
 from mafx.data.clips import puppet_clips
 from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
+from mafx.errors import InputError
 from mafx.metrics import psnr
-from mafx.training.loop import load_workdir
+from mafx.tables import markdown_table
 
-FULL = {"sampler": "ddim", "steps": 25}
-WAYS = {  # by what is changed: each a line of the picture
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "python -m mafx.benchmarks.quality"
+Example = dict[str, np.ndarray]
+Row = dict[str, Any]  # "line", settings, "seconds", and SCORES
+
+FRAMES = 16
+FULL = {"sampler": "ddim", "steps": 25}  # nothing is saved
+WAYS: dict[str, list[dict]] = {  # by the line of the picture: settings that differ from FULL
     "DDIM": [{"steps": n} for n in (25, 15, 10, 8, 4, 2)],
     "DPM-Solver++ 2M": [{"sampler": "dpmpp_2m", "steps": n} for n in (15, 10, 8, 4)],
     "Euler": [{"sampler": "euler", "steps": n} for n in (15, 10, 8, 4)],
@@ -42,90 +48,114 @@ WAYS = {  # by what is changed: each a line of the picture
     "reuse": [{"reuse": n} for n in (2, 3, 5)],
     "reuse, DPM-Solver++ 2M": [{"sampler": "dpmpp_2m", "steps": 15, "reuse": n} for n in (2, 3)],
 }
-SCORES = ("to 25 steps", "to the truth", "to the truth, person")
+TO_FULL, TO_TRUTH, TO_PERSON = SCORES = ("to 25 steps", "to the truth", "to the truth, person")
+EQUAL_DB = 100  # where videos are equal, PSNR says as much as this: it is not shown
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="without an ending")
-    parser.add_argument("--workdir", type=Path, help="of another model of puppets than the one in the box")
-    parser.add_argument("--clips", type=int, default=16)
-    parser.add_argument("--guidance", type=float, default=2.0)
-    args = parser.parse_args()
-    model = load_workdir(args.workdir) if args.workdir else mafx.load_bundled()
-    size = tuple(bundled_config().data.size)
-    examples = [
-        read_example(clip, 0, 1 + np.arange(16), ExampleOptions(size=size))
-        for clip in puppet_clips("test", args.clips, size)
-    ]
+def measure(model: mafx.Model, examples: Sequence[Example], guidance: float) -> list[Row]:
+    """Animate the examples in all ways, and score them. The first row is FULL."""
     ways = [(line, FULL | changes) for line, all_changes in WAYS.items() for changes in all_changes]
-    whole, rows = None, []
+    full: list[np.ndarray] = []
+    rows = []
     for line, settings in tqdm(ways, unit="way"):
-        videos, seconds = zip(
-            *(animate(model, example, settings | {"guidance_scale": args.guidance}) for example in examples),
-            strict=True,
-        )
-        whole = whole or videos
-        scores = np.mean([score(*each) for each in zip(videos, whole, examples, strict=True)], axis=0)
-        took = statistics.median(seconds[1:])  # the first one compiles
-        rows.append({"line": line, **settings, "seconds": took} | dict(zip(SCORES, scores.tolist(), strict=True)))
+        videos, seconds = [], []
+        for example in examples:
+            began = time.perf_counter()
+            animation = mafx.animate(
+                model,
+                example["reference"],
+                example["motion"],
+                progress=False,
+                guidance_scale=guidance,
+                **settings,
+            )
+            videos.append(media.to_uint8(animation.video))
+            seconds.append(time.perf_counter() - began)
+        full = full or videos
+        scores = np.mean([score(*x) for x in zip(videos, full, examples, strict=True)], axis=0).tolist()
+        median = statistics.median(seconds[1:])  # the first one compiles
+        row = {"line": line, **settings, "seconds": median}
+        rows.append(row | dict(zip(SCORES, scores, strict=True)))
+    return rows
+
+
+def score(video: np.ndarray, full: np.ndarray, example: Example) -> tuple[float, float, float]:
+    """SCORES of one video, means over its frames in dB."""
+    person = read_labels(example["motion"])[0] > 0
+    return mean_psnr(video, full), mean_psnr(video, example["video"]), mean_psnr(video, example["video"], person)
+
+
+def mean_psnr(video: np.ndarray, truth: np.ndarray, masks: np.ndarray | None = None) -> float:
+    frame_masks = [None] * len(video) if masks is None else masks
+    return float(np.mean([psnr(*x) for x in zip(video, truth, frame_masks, strict=True)]))
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table. Speed is relative to the first row."""
+    header = ("", "sampler", "steps", "guided times", "reuse", "faster")
+    lines = []
+    for row in rows:
+        low, high = row.get("guidance_interval", (0, 1000))
+        faster = f"{rows[0]['seconds'] / row['seconds']:.2f} x"
+        scores = [f"{row[name]:.2f}" if row[name] < EQUAL_DB else "" for name in SCORES]
+        how = (row["line"], row["sampler"], row["steps"], f"{low} to {high}", row.get("reuse", 1))
+        lines.append((*how, faster, *scores))
+    return markdown_table((*header, f"PSNR {TO_FULL}", TO_TRUTH, "person"), lines, words=2)
+
+
+def draw(rows: Sequence[Row]) -> "Figure":
+    """Draw quality over speed, a line for each kind of saving."""
+    import matplotlib as mpl  # noqa: PLC0415 (optional)
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    for axis, name in zip(axes, (TO_FULL, TO_PERSON), strict=True):
+        for line in WAYS:
+            points = [row for row in rows if row["line"] == line and row[name] < EQUAL_DB]
+            faster = [rows[0]["seconds"] / row["seconds"] for row in points]
+            axis.plot(faster, [row[name] for row in points], "o-", label=line, markersize=4)
+        axis.axvline(1, color="grey", linewidth=0.5)
+        axis.set(xscale="log", xlabel="times faster than 25 DDIM steps", ylabel=f"PSNR {name}, dB")
+        axis.grid(alpha=0.3, which="both")
+    axes[1].axhline(rows[0][TO_PERSON], color="grey", linewidth=0.5)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def make_parser() -> Parser:
+    parser = Parser(NAME, __doc__)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="Name of the three files, without an ending.")
+    add("--workdir", type=Path, help="Run of another model of puppets (default: the bundled model).")
+    add("--clips", type=int, default=16, help="Number of held-out puppets, at least 2 (default 16).")
+    add("--guidance", type=float, default=2.0, help="Guidance scale (default 2).")
+    return parser
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise InputError for what would fail after an hour."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("expected the package matplotlib, found none; pip install matplotlib")
+    if args.clips < 2:
+        raise InputError(f"--clips: expected at least 2, of which the first compiles, found {args.clips}")
+    if not args.out.parent.is_dir():
+        raise InputError(f"--out: expected a name in a folder that exists, found {args.out}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = make_parser().parse_args(arguments)
+    check_flags(args)
+    model = mafx.load_run(args.workdir) if args.workdir else mafx.load_bundled()
+    options, frames = ExampleOptions(size=model.size), 1 + np.arange(FRAMES)
+    examples = [read_example(clip, 0, frames, options) for clip in puppet_clips("test", args.clips, model.size)]
+    rows = measure(model, examples, args.guidance)
     args.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(table(rows))
     draw(rows).savefig(args.out.with_suffix(".png"), dpi=110)
     print(table(rows))
 
 
-def animate(model: mafx.Model, example: dict, settings: dict) -> tuple[np.ndarray, float]:
-    """The video and how long it took, from pictures to frames."""
-    began = time.perf_counter()
-    animation = mafx.animate(model, example["reference"], example["motion"], progress=False, **settings)
-    return media.to_uint8(animation.video), time.perf_counter() - began
-
-
-def score(video: np.ndarray, whole: np.ndarray, example: dict) -> list[float]:
-    """SCORES, means over frames in dB."""
-    person = read_labels(example["motion"])[0] > 0
-    mean = lambda of, truth, masks: np.mean([psnr(*each) for each in zip(of, truth, masks, strict=True)])  # noqa: E731
-    nowhere = [None] * len(video)
-    return [mean(video, whole, nowhere), mean(video, example["video"], nowhere), mean(video, example["video"], person)]
-
-
-def table(rows: list[dict]) -> str:
-    """Markdown. Speed is relative to the first row, in which nothing is saved."""
-    lines = [
-        "| | sampler | steps | guided times | reuse | faster | PSNR to 25 steps | to the truth | person |",
-        "|---|---|--:|---|--:|--:|--:|--:|--:|",
-    ]
-    for row in rows:
-        low, high = row.get("guidance_interval", (0, 1000))
-        scores = " | ".join("" if row[name] >= 100 else f"{row[name]:.2f}" for name in SCORES)
-        faster = rows[0]["seconds"] / row["seconds"]
-        lines.append(
-            f"| {row['line']} | {row['sampler']} | {row['steps']} | {low} to {high} | {row.get('reuse', 1)} | {faster:.2f} x | {scores} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def draw(rows: list[dict]) -> plt.Figure:
-    """Quality over speed, a line per kind of saving."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for axis, name in zip(axes, (SCORES[0], SCORES[2]), strict=True):
-        for line in WAYS:
-            mine = [row for row in rows if row["line"] == line and row[name] < 100]
-            axis.plot(
-                [rows[0]["seconds"] / row["seconds"] for row in mine],
-                [row[name] for row in mine],
-                "o-",
-                label=line,
-                markersize=4,
-            )
-        axis.axvline(1, color="grey", linewidth=0.5)
-        axis.set(xscale="log", xlabel="times faster than 25 DDIM steps", ylabel=f"PSNR {name}, dB")
-        axis.grid(alpha=0.3, which="both")
-    axes[1].axhline(rows[0][SCORES[2]], color="grey", linewidth=0.5)
-    axes[0].legend(fontsize=8)
-    return figure
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(NAME, main))

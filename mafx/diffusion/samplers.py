@@ -107,7 +107,8 @@ def make_sampler(name: str, steps: int, schedule: Schedule, eta: float = 0.0) ->
       schedule: The model's noise schedule.
       eta: Fresh noise of DDIM, from 0 (none) to 1 (as much as DDPM).
 
-    Raises: ValueError for an unknown name, a number of steps out of range, or eta with a deterministic sampler.
+    Raises:
+      ValueError: For an unknown name, a number of steps out of range, or eta with a deterministic sampler.
     """
     if name not in SAMPLERS:
         raise ValueError(f"sampler {name!r} is unknown, expected one of {', '.join(SAMPLERS)}")

@@ -28,7 +28,8 @@ class Schedule:
       zero_terminal_snr: Whether the betas are rescaled so that the last time holds no signal (*Common Diffusion Noise
         Schedules*, arXiv 2305.08891, algorithm 1).
 
-    Raises: ValueError for unknown or contradicting values.
+    Raises:
+      ValueError: For unknown or contradicting values.
     """
 
     kind: str = "linear"
@@ -108,7 +109,8 @@ def sampling_times(steps: int, spacing: str, total: int = 1000) -> np.ndarray:
 
     Returns: int `steps`.
 
-    Raises: ValueError for an unknown spacing, or a number of steps that it does not allow.
+    Raises:
+      ValueError: For an unknown spacing, or a number of steps that it does not allow.
     """
     if not 1 <= steps <= total:
         raise ValueError(f"expected between 1 and {total} sampling steps, found {steps}")

@@ -21,7 +21,8 @@ def window_plan(frames: int, size: int = 16, overlap: int = 4, plan: str = "clos
 
     Returns: int `windows size`.
 
-    Raises: ValueError for numbers out of range or an unknown plan.
+    Raises:
+      ValueError: For numbers out of range or an unknown plan.
     """
     if frames < 1 or size < 1:
         raise ValueError(f"expected at least one frame and a window of at least one, found {frames} and {size}")
@@ -49,7 +50,8 @@ def fusion_weights(plan: np.ndarray, overlap: int, kind: str = "uniform") -> np.
 
     Returns: float32, shaped as the plan.
 
-    Raises: ValueError for an unknown kind.
+    Raises:
+      ValueError: For an unknown kind.
     """
     size = plan.shape[1]
     if kind == "uniform":

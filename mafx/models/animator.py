@@ -41,7 +41,8 @@ class AnimatorConfig:
         cross-attention.
       renders: Whether the ControlNet sees the "densepose" renders, or "sticks" drawn from them.
 
-    Raises: ValueError for an unknown choice.
+    Raises:
+      ValueError: For an unknown choice.
     """
 
     unet: UNetConfig = UNetConfig(temporal=TemporalConfig())

@@ -54,7 +54,8 @@ def attention(
 
     Returns: `b f n a d` in the dtype of q. Scores and softmax are float32.
 
-    Raises: ValueError for an unknown kernel.
+    Raises:
+      ValueError: For an unknown kernel.
     """
     name = kernels.attention
     if name == "auto":

@@ -126,7 +126,8 @@ class Tokenizer:
     def __call__(self, prompt: str) -> np.ndarray:
         """Encode a prompt as int32 `n`: the start, the prompt's ids, the end, padding.
 
-        Raises: InputError for a prompt that is not empty, without a vocabulary.
+        Raises:
+          InputError: For a prompt that is not empty, without a vocabulary.
         """
         ids = self._encode(prompt)[: self.length - 2] if prompt else []
         return np.array([self.start, *ids, *[self.end] * (self.length - 1 - len(ids))], np.int32)

@@ -108,7 +108,8 @@ def read_parameters(
       checkpoint: Number of a step, "latest" or "best".
       sharding: Where the parameters go, by their names and shapes; by default this process' first device.
 
-    Raises: InputError where there is no such checkpoint.
+    Raises:
+      InputError: Where there is no such checkpoint.
     """
     here = SingleDeviceSharding(jax.local_devices()[0])
 

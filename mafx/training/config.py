@@ -32,7 +32,8 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 def find_config(text: str) -> str:
     """The path of a config file, with its argument, for a path or a name: "tiktok:temporal".
 
-    Raises: InputError where there is no such config.
+    Raises:
+      InputError: Where there is no such config.
     """
     name, separator, argument = text.partition(":")
     path = Path(name).expanduser()
@@ -52,7 +53,8 @@ def parse_config(text: str, arguments: list[str]) -> ml_collections.ConfigDict:
       text: A config's name or file, with its argument behind a colon.
       arguments: Flags that change its fields: `["--config.lr", "3e-4"]`.
 
-    Raises: InputError where there is no such config, or a flag that belongs to nothing.
+    Raises:
+      InputError: Where there is no such config, or a flag that belongs to nothing.
     """
     values, argv = flags.FlagValues(), ["", f"--config={find_config(text)}", *arguments]
     config_flags.DEFINE_config_file("config", None, "", lock_config=True, flag_values=values, sys_argv=argv)

@@ -47,8 +47,9 @@ def train(
 
     Returns: The last scores of held-out clips, see `watch.show`; empty where none were animated.
 
-    Raises: InputError where the config or what it names cannot be used, before anything is compiled. FloatingPointError
-      at a loss that is not finite, after keeping the state and the batch that led to it.
+    Raises:
+      InputError: Where the config or what it names cannot be used, before anything is compiled.
+      FloatingPointError: At a loss that is not finite, after keeping the state and the batch that led to it.
     """
     check_config(config)
     clips, held_out = find_clips(config.data, "train"), find_clips(config.data, "test")

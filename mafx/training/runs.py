@@ -47,7 +47,8 @@ def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoi
       dtype: Of the parameters.
       checkpoint: Number of a step, "latest", or "best" (by the scores of held-out clips).
 
-    Raises: InputError where there is no such run or checkpoint.
+    Raises:
+      InputError: Where there is no such run or checkpoint.
     """
     workdir = Path(workdir).expanduser()
     flat, config = read_parameters(workdir, checkpoint)

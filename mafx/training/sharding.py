@@ -22,7 +22,8 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
       axes: Sizes of the axes, 1 where one is absent; one of them may be -1: what the others leave.
       devices: What the mesh is made of; all devices by default.
 
-    Raises: ValueError where the axes do not fit the devices.
+    Raises:
+      ValueError: Where the axes do not fit the devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {DATA: 1, FSDP: 1} | dict(axes)

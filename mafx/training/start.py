@@ -35,7 +35,8 @@ def start(
     which the appearance encoder and the ControlNet are copies of (*MagicAnimate*, section 3; *ControlNet*, section 3);
     random values.
 
-    Raises: InputError where `config.init_from` cannot be used.
+    Raises:
+      InputError: Where `config.init_from` cannot be used.
     """
     make_state = state_maker(config)
     shapes = jax.eval_shape(make_state, parameter_shapes(sizes))

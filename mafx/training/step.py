@@ -51,7 +51,8 @@ def split(flat: Flat, rules: Sequence[tuple[str, bool]]) -> tuple[Flat, Flat]:
       flat: All parameters.
       rules: Patterns, and whether to train a parameter in whose name the pattern is found. The first such rule decides.
 
-    Raises: ValueError where no rule applies to a parameter, or a rule to none: either would train the wrong model.
+    Raises:
+      ValueError: Where no rule applies to a parameter, or a rule to none: either would train the wrong model.
     """
     decisions, used = {}, set()
     for name in flat:
