@@ -131,9 +131,16 @@ def test_reuse_computes_the_first_level_alone(micro, clip):
     assert 1e-4 < relative_error(reused.latents, usual.latents) < 0.5
 
 
-@pytest.mark.parametrize("settings", [
-    {"sampler": "dpmpp_2m"}, {"sampler": "ddim", "eta": 1.0}, {"plan": "open", "weights": "tapered"}, {"fusion": "full"}, {"control_scale": 0.0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sampler": "dpmpp_2m"},
+        {"sampler": "ddim", "eta": 1.0},
+        {"plan": "open", "weights": "tapered"},
+        {"fusion": "full"},
+        {"control_scale": 0.0},
+    ],
+)
 def test_choices_are_felt(micro, clip, settings):
     plain, changed = run(micro, clip), run(micro, clip, **settings)
     assert np.isfinite(changed.latents).all()

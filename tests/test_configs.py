@@ -108,7 +108,10 @@ def test_every_config_makes_a_step(name, argument, data, stable_diffusion, one_d
 
 
 def test_training_starts_from_stable_diffusion(data, stable_diffusion, micro, one_device, tmp_path):
-    """The published recipe: encoders begin as copies of the UNet, which stays as it is; image-video joint training; latents from disk."""
+    """The published recipe, with image-video joint training and latents from disk.
+
+    Encoders begin as copies of the UNet, which stays as it is.
+    """
     config = shrink(get_config("tiktok", "appearance"), data, stable_diffusion)
     config.train_only = default_config("appearance").train_only
     config.images.update({"name": "images", "path": str(data)})

@@ -190,8 +190,8 @@ def test_appearance(model, expected, parity, size):
         if name.startswith("alt.") == bool(size)
     }
     twice = np.repeat(image(x["ref_latents"]), 2, axis=0)
-    bank = run(model.networks, "bank", model.params, jnp.asarray(twice, model.dtype), np.repeat(x["timestep"].astype(np.int32), 2),
-               jnp.asarray(x["encoder_hidden_states"], model.dtype))  # fmt: skip
+    t, text = np.repeat(x["timestep"].astype(np.int32), 2), jnp.asarray(x["encoder_hidden_states"], model.dtype)
+    bank = run(model.networks, "bank", model.params, jnp.asarray(twice, model.dtype), t, text)
     wanted = published_bank(x)
     assert jax.tree.structure(bank) == jax.tree.structure(wanted)
     for (path, got), want in zip(jax.tree.leaves_with_path(bank), jax.tree.leaves(wanted), strict=True):
@@ -264,9 +264,9 @@ def test_unet_full(model, expected, parity, missing):
     residuals = None
     if missing != "_no_control":
         residuals = cast(Residuals(tuple(video(x[f"down.{i}"]) for i in range(12)), video(x["mid"])))
-    text = cast(x["encoder_hidden_states"])
-    halves = run(model.networks, "predict_both", model.params, cast(video(x["latents"])), x["timestep"].astype(np.int32), text[1:], text[:1],
-                 bank, residuals)  # fmt: skip
+    text, t = cast(x["encoder_hidden_states"]), x["timestep"].astype(np.int32)
+    inputs = cast(video(x["latents"])), t, text[1:], text[:1], bank, residuals
+    halves = run(model.networks, "predict_both", model.params, *inputs)
     wanted = video(x[f"noise_pred{missing}"])
     for name, got, want in zip(("unconditional", "conditional"), halves, wanted, strict=True):
         parity.check(label(model, f"unet full{missing} {name}"), got[0], want, limit_of(model, FULL))

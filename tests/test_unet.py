@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import normal
-from mafx.flops import count_flops
 from micro import MICRO
 
+from mafx.flops import count_flops
 from mafx.models.unet import REMAT, Encoded, Residuals, UNet
 
 
@@ -66,7 +66,7 @@ def test_appearance_encoder_has_nothing_behind_its_last_feature(micro):
 
 
 def test_frames_of_one_image_each_share_norm_statistics(micro, inputs):
-    """The denoiser's residual blocks take their statistics over all frames: a clip is not a batch of images, even without temporal layers."""
+    """The denoiser's residual blocks take statistics over all frames: even without temporal layers, frames interact."""
     x, t, text = inputs
     keep = {
         p: v
