@@ -16,7 +16,6 @@ libtpu.
 
 import argparse
 import collections
-import dataclasses
 import importlib.util
 import itertools
 import math
@@ -310,7 +309,7 @@ def measure_gradient(args: argparse.Namespace) -> None:
 def gradient_temporaries(rules: Sequence[tuple[str, bool]], args: argparse.Namespace) -> int:
     """Bytes of temporaries of the gradient of what the rules train, compiled for this machine."""
     config = parse_config("puppets:temporal", [])
-    sizes = dataclasses.replace(SIZES[args.model])
+    sizes = SIZES[args.model]
     H, W = args.size
     ids = np.zeros(sizes.text.positions, np.int32)
     loss = diffusion_loss(Animator(sizes), Schedule(**config.schedule), ids, config.loss)
@@ -325,7 +324,8 @@ def gradient_temporaries(rules: Sequence[tuple[str, bool]], args: argparse.Names
 
         return jax.grad(loss_of_trained)(trained)
 
-    return gradient.lower(trained, frozen, batch).compile().memory_analysis().temp_size_in_bytes
+    needed: Any = gradient.lower(trained, frozen, batch).compile().memory_analysis()
+    return needed.temp_size_in_bytes
 
 
 # -- The command

@@ -36,6 +36,7 @@ from einops import rearrange
 from torch import nn
 
 from mafx.commands import Parser, run_command
+from mafx.errors import InputError
 from mafx.models.animator import SIZES, AnimatorConfig
 from mafx.models.autoencoder import AutoencoderConfig
 from mafx.models.temporal import TemporalConfig, frame_sinusoid
@@ -147,7 +148,7 @@ def up_settings(config: UNetConfig, kind: str) -> dict[str, Any]:
     }
 
 
-def make_unet(config: UNetConfig) -> UNetMotionModel:
+def make_unet(config: UNetConfig, temporal: TemporalConfig) -> UNetMotionModel:
     """The denoising UNet: residual blocks whose norms span the frames, and temporal layers."""
     settings = unet_settings(config, "Motion") | up_settings(config, "Motion")
     network = UNetMotionModel(**settings, num_attention_heads=config.heads, use_motion_mid_block=False)
@@ -157,7 +158,7 @@ def make_unet(config: UNetConfig) -> UNetMotionModel:
     network.conv_norm_out = VideoGroupNorm(config.groups, config.widths[0], config.eps)
     for block in (*network.down_blocks, *network.up_blocks):
         widths = [module.in_channels for module in block.motion_modules]
-        block.motion_modules = nn.ModuleList(make_temporal_layer(config.temporal, width) for width in widths)
+        block.motion_modules = nn.ModuleList(make_temporal_layer(temporal, width) for width in widths)
     return network
 
 
@@ -213,13 +214,19 @@ def make_autoencoder(config: AutoencoderConfig) -> AutoencoderKL:
 
 
 def make_networks(config: AnimatorConfig) -> dict[str, nn.Module]:
-    """All networks by the roots of `mafx.pretrained.layout.PARTS`, without memory for their weights."""
+    """All networks by the roots of `mafx.pretrained.layout.PARTS`, without memory for their weights.
+
+    Raises: InputError for sizes that the published networks cannot have.
+    """
+    temporal, autoencoder = config.unet.temporal, config.autoencoder
+    if temporal is None or not isinstance(autoencoder, AutoencoderConfig):
+        raise InputError("expected a model with temporal layers and an autoencoder, such as sd15 or tiny")
     with torch.device("meta"):  # diffusers' own initialisation would be thrown away, and is slow at this size
         return {
-            "unet": make_unet(config.unet),
+            "unet": make_unet(config.unet, temporal),
             "appearance": make_appearance_encoder(config.unet),
             "control": make_controlnet(config),
-            "autoencoder": make_autoencoder(config.autoencoder),
+            "autoencoder": make_autoencoder(autoencoder),
         }
 
 
@@ -279,7 +286,11 @@ class PublishedStep:
         """Read weights in the published layout. Every tensor must find its place, and every place its tensor."""
         for root, network in self.networks.items():
             state = {}
-            for file in [open_tensors(part.find(Path(folder))) for part in PARTS if part.root == root]:
+            for part in [part for part in PARTS if part.root == root]:
+                path = part.find(Path(folder))
+                if path is None:
+                    raise InputError(f"expected published weights in {folder}, found none of {root}")
+                file = open_tensors(path)
                 for name in file.shapes:
                     state[diffusers_name(name)] = torch.from_numpy(np.array(file.read(name), np.float32))
             network.load_state_dict(state)

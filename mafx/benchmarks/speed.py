@@ -243,9 +243,9 @@ def compile_once(args: argparse.Namespace) -> list[Row]:
     keep_programs(args.cache)
     spent = []
 
-    def listen(event: str, seconds: float, **_: object) -> None:
+    def listen(event: str, duration_secs: float, **_: str | int) -> None:
         if event == COMPILED_EVENT:
-            spent.append(seconds)
+            spent.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     model = abstract_model(SIZES[args.model], args.dtype)
