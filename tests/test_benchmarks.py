@@ -1,0 +1,253 @@
+"""Benchmarks and experiments: every command says what it does, reads reports rightly, and judges rightly."""
+
+import importlib
+import importlib.util
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.ablations import ABLATIONS, Ablation
+from mafx.benchmarks import measure, memory, quality
+from mafx.densepose import draw_labels
+from mafx.errors import InputError
+from mafx.experiments import ablations, one_clip
+
+ROOT = Path(__file__).parent.parent
+MODULES = [
+    f"mafx.{room}.{path.stem}"
+    for room in ("benchmarks", "experiments")
+    for path in sorted((ROOT / "mafx" / room).glob("[!_]*.py"))
+]
+NEEDS = {"mafx.benchmarks.published": ("torch", "diffusers")}
+TOOLS = ("mafx.benchmarks.measure",)  # no command
+
+
+@pytest.fixture(params=MODULES)
+def module(request):
+    for package in NEEDS.get(request.param, ()):
+        pytest.importorskip(package, reason=f"{request.param} needs {package}")
+    return request.param
+
+
+def test_modules_are_commands_that_say_how_they_are_called(module):
+    imported = importlib.import_module(module)
+    if module in TOOLS:
+        assert not hasattr(imported, "main")
+        return
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: python -m {module} [FLAGS]")
+    assert f"\n    python -m {module}" in done.stdout, "the docstring has no example"
+
+
+# -- Memory
+
+# Of a program with two arguments of 100 and 20 bytes, the second of which is donated. Both formats exist.
+BUFFERS = """BufferAssignment:
+allocation 0: size 100, {page}parameter 0, shape |f32[25]| at ShapeIndex {{}}:
+ value: <1 x @0> (size=100,offset=0): f32[25]{{0}}
+allocation 1: size 20, {page}parameter 1, shape |f32[5]| at ShapeIndex {{}}, maybe-live-out:
+allocation 2: size 3000, {page}preallocated-temp:
+allocation 3: size 70000, color 1, {page}preallocated-temp:
+allocation 4: size 70000, {page}thread-local:
+allocation 5: size 4, {page}constant:
+allocation 6: size 1, {page}output shape is |(f32[5])|, maybe-live-out:
+"""
+
+HLO = """HloModule jit_step
+
+%fused (param_0: f32[4,2]) -> f32[4,2] {
+  %param_0 = f32[4,2]{1,0} parameter(0)
+}
+
+%all-reduce-scatter.1 (x: f32[8]) -> f32[4] {
+  %all-reduce.7 = f32[8]{0} all-reduce(%x), replica_groups={}
+}
+
+ENTRY %main (params__unet____kernel__.1: bf16[3,3,8]) -> f32[4] {
+  %params__unet____kernel__.1 = bf16[3,3,8]{2,1,0} parameter(0), metadata={op_name="params[\\'unet\\'][\\'kernel\\']"}
+  %params__text____bias__.1 = f32[5]{0} parameter(1), metadata={op_name="params[\\'text\\'][\\'bias\\']"}
+  %state_x.1 = f32[16,4]{1,0} parameter(2), metadata={op_name="state.x"}
+  %all-gather.2 = (bf16[2]{0}, f32[10,2]{1,0}) all-gather(%a, %b), dimensions={0}
+  %all-reduce-done.3 = f32[6]{0} all-reduce-done(%c)
+  %all-reduce-start.3 = f32[6]{0} all-reduce-start(%c)
+}
+"""
+
+
+@pytest.mark.parametrize("page", ["", "page 0, "])
+def test_allocations_are_summed_by_what_they_hold(page):
+    found = memory.read_memory(BUFFERS.format(page=page))
+    assert found == memory.Memory(arguments=120, donated=20, temporaries=3000, rest=5)
+    assert found.total == 3125
+
+
+def test_exchanged_arrays_are_counted_once():
+    assert memory.read_collectives(HLO) == {
+        "all-reduce": 6 * 4,
+        "all-gather": 2 * 2 + 20 * 4,
+        "reduce-scatter": 8 * 4,
+        "all-to-all": 0,
+        "collective-permute": 0,
+    }
+
+
+def test_exchange_inside_a_loop_is_not_counted_silently():
+    loop = HLO + "  %w = (f32[8]) while(%t), condition=%c, body=%all-reduce-scatter.1\n"
+    with pytest.raises(ValueError, match="all-reduce-scatter.1 is a loop"):
+        memory.read_collectives(loop)
+
+
+def test_weights_are_the_arguments_with_their_name():
+    assert memory.read_weights(HLO) == 72 * 2 + 5 * 4
+
+
+def write_reports(folder, texts):
+    """What a compilation leaves behind."""
+    for pattern, text in texts.items():
+        (folder / pattern.replace("*", "module_0000.")).write_text(text)
+
+
+def test_reports_come_from_a_process_of_their_own(tmp_path):
+    texts = {memory.BUFFERS_REPORT: "buffers", memory.HLO_REPORT: "hlo", memory.NEXT_REPORT: "more"}
+    assert memory.compile_for_reports(tmp_path, write_reports, texts) == memory.Reports("buffers", "hlo")
+
+
+def test_a_compiler_that_writes_no_report_has_given_up(tmp_path):
+    with pytest.raises(InputError, match="the compiler gave up"):
+        memory.compile_for_reports(tmp_path, write_reports, {memory.BUFFERS_REPORT: "buffers"})
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for command in ("sampling", "training"):
+        with pytest.raises(InputError, match="expected the package libtpu"):
+            memory.main([command])
+
+
+# -- Speed
+
+
+def test_rows_are_set_beside_what_was_measured_before():
+    measured = {
+        "machine": [{"name": "matrix product", "TFLOP/s": 2.0}, {"name": "copy", "GB/s": 7.0}],
+        "reference": [{"name": "a step", "seconds": 3.0}, {"name": "memory", "GiB": 1.0}],
+        "whole": None,  # it failed
+    }
+    rows = [{"name": "a step", "seconds": 1.5, "TFLOP/s": 0.5}, {"name": "memory", "GiB": 4.0}]
+    step, peak = measure.set_beside(rows, measured)
+    assert step == rows[0] | {"of the matrix product": 0.25, "reference": 3.0, "times faster": 2.0}
+    assert peak == rows[1]
+    assert measure.set_beside(rows, {}) == rows
+
+
+def test_a_table_has_a_column_for_every_figure():
+    table = measure.rows_table([{"name": "a", "seconds": 1.0}, {"name": "b", "GiB": 2.5}], "tiny, whole")
+    assert table.splitlines() == [
+        "| tiny, whole | seconds | GiB |",
+        "| --- | --: | --: |",
+        "| a | 1 |  |",
+        "| b |  | 2.5 |",
+    ]
+
+
+# -- Quality
+
+
+def test_videos_are_scored_against_both_and_within_the_person():
+    black = np.zeros((2, 8, 8, 3), np.uint8)
+    labels = np.zeros((2, 8, 8), np.int64)
+    labels[:, :4] = 7  # the person is above
+    motion = draw_labels(labels)
+    off_above = black.copy()
+    off_above[:, :4] = 255
+    example = {"motion": motion, "video": off_above}
+    to_full, to_truth, to_person = quality.score(black, black, example)
+    assert to_full == 100
+    assert to_truth == pytest.approx(-10 * math.log10(0.5)) and to_person == pytest.approx(0)
+
+
+def test_speed_is_relative_to_the_first_row():
+    scores = dict.fromkeys(quality.SCORES, 20.0)
+    full = {"line": "DDIM", **quality.FULL, "seconds": 3.0, **scores, quality.TO_FULL: 100.0}
+    fast = {"line": "reuse", **quality.FULL, "reuse": 2, "guidance_interval": (0, 600), "seconds": 2.0, **scores}
+    *_, first, second = quality.table([full, fast]).splitlines()
+    assert first == "| DDIM | ddim | 25 | 0 to 1000 | 1 | 1.00 x |  | 20.00 | 20.00 |"
+    assert second == "| reuse | ddim | 25 | 0 to 600 | 2 | 1.50 x | 20.00 | 20.00 | 20.00 |"
+
+
+# -- Experiments
+
+
+def evaluation(measure_name, values):
+    """An evaluation of as many clips as there are values."""
+    clips = {f"clip{i}": {"result": {measure_name: x}} for i, x in enumerate(values)}
+    return {"clips": clips, "mean": {"result": {measure_name: [float(np.mean(values)), 0.0, 0.0]}}}
+
+
+@pytest.mark.parametrize(
+    ("measure_name", "changes", "better", "words"),
+    [
+        ("psnr_person", [-1.0, -2.0, -1.5, -1.0], "full", "yes"),
+        ("psnr_person", [1.0, 2.0, 1.5, 1.0], "changed", "no: changed is better"),
+        ("psnr_person", [1.0, -1.0, 1.0, -1.0], "neither", "no difference"),
+        ("flicker_unseen", [1.0, 2.0, 1.5, 1.0], "full", "yes"),
+        ("flicker_unseen", [-1.0, -2.0, -1.5, -1.0], "changed", "no: changed is better"),
+    ],
+)
+def test_claims_are_judged_by_the_interval_of_the_difference(measure_name, changes, better, words):
+    full = [10.0, 12.0, 11.0, 13.0]
+    changed = [x + change for x, change in zip(full, changes, strict=True)]
+    verdict = ablations.judge(
+        Ablation(claim="it helps", measure=measure_name),
+        evaluation(measure_name, changed),
+        evaluation(measure_name, full),
+    )
+    assert verdict["better"] == better and verdict["expected"] == "full"
+    assert verdict["difference"][0] == pytest.approx(np.mean(changes))
+    row = ablations.table({"no_help": verdict}).splitlines()[-1]
+    arrow = "↑" if measure_name == "psnr_person" else "↓"
+    assert row.startswith(f"| no_help | it helps | {measure_name} {arrow} | 11.5 |") and row.endswith(f"| {words} |")
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "last"),
+    [
+        ("full", ["full/appearance", "full/temporal"], "full/temporal"),
+        ("embedding", ["embedding/appearance", "embedding/temporal"], "embedding/temporal"),
+        ("no_joint", ["no_joint/temporal"], "no_joint/temporal"),
+        ("no_temporal", ["full/appearance"], "full/appearance"),
+        ("guidance_2", [], "full/temporal"),
+    ],
+)
+def test_only_what_differs_is_trained(name, stages, last, monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setattr(ablations, "run_script", lambda *words: commands.append(words))
+    assert ablations.train(name, ABLATIONS[name], tmp_path) == tmp_path / last
+    assert [str(tmp_path / stage) for stage in stages] == [words[4] for words in commands]
+    for words in commands:
+        stage = Path(words[4]).name
+        assert words[:4] == ("train.py", "--config", f"ablations:{name}:{stage}", "--workdir")
+        start = Path(words[4]).parent if name != "no_joint" else tmp_path / "full"
+        expected = ("--config.init_from", str(start / "appearance")) if stage == "temporal" else ()
+        assert words[5:] == expected
+
+
+def test_sampling_flags_of_ablations_exist():
+    parser = importlib.import_module("sample").make_parser()
+    for name, ablation in ABLATIONS.items():
+        args = parser.parse_args(["--workdir", "RUN", "--out", "OUT", *ablations.SAMPLING, *ablation.flags])
+        assert args.steps == 10, name
+    assert parser.parse_args(ABLATIONS["own_noise"].flags).shared_noise is False
+
+
+def test_the_nearest_render_differs_in_the_fewest_pixels():
+    trained = np.array([[[0, 0], [0, 0]], [[1, 1], [2, 2]], [[1, 1], [1, 1]]])
+    held_out = np.array([[[1, 1], [2, 3]], [[0, 0], [0, 4]]])
+    assert one_clip.nearest_renders(trained, held_out).tolist() == [1, 0]
