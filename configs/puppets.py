@@ -42,7 +42,7 @@ def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
     config.log_every = 50
     config.save_every = 500
     config.show_every = 1000
-    config.show_guidance = 1.0  # none: it costs half, and stages this short gain little by it
+    config.show_guidance = 1.0  # no guidance, which costs half of a step
 
     if stage == "appearance":
         config.train_only = (("motion_modules", False), (".*", True))

@@ -83,9 +83,9 @@ ENTRY %main (params__unet____kernel__.1: bf16[3,3,8]) -> f32[4] {
 
 @pytest.mark.parametrize("page", ["", "page 0, "])
 def test_allocations_are_summed_by_what_they_hold(page):
-    found = memory.read_memory(BUFFERS.format(page=page))
-    assert found == memory.Memory(arguments=120, donated=20, temporaries=3000, rest=5)
-    assert found.total == 3125
+    needed = memory.read_memory(BUFFERS.format(page=page))
+    assert needed == memory.Memory(arguments=120, donated=20, temporaries=3000, rest=5)
+    assert needed.total == 3125
 
 
 def test_exchanged_arrays_are_counted_once():

@@ -355,8 +355,8 @@ def make_parser() -> Parser:
     add("--frames", nargs="+", type=int, default=[16, 160], help="Lengths of videos (default 16 160).")
 
     add = add_command("training", measure_training, "sd15", (512, 512))
-    topologies_ = ["v5p:2x2x2", "v5p:4x4x4"]
-    add("--topology", nargs="+", default=topologies_, help="Generation and shape, as libtpu names them.")
+    default_topologies = ["v5p:2x2x2", "v5p:4x4x4"]
+    add("--topology", nargs="+", default=default_topologies, help="Generation and shape, as libtpu names them.")
     add("--stage", nargs="+", default=STAGES, choices=STAGES, help="Stages (default both).")
     add("--fsdp", nargs="+", type=int, default=[1, 8], help="Devices that share the parameters (default 1 8).")
     add("--remat", nargs="+", default=[None], choices=REMAT, help="What is computed again (default: the stage's own).")
