@@ -26,7 +26,7 @@ Reading order, in which a module imports only from those before it:
     errors, commands, tables
     media, densepose, metrics
     diffusion: schedule, samplers, losses, windows
-    data: puppets, clips, layouts, raw, staging, builders, datasets, examples, latents
+    data: puppets, clips, raw, layouts, staging, builders, datasets, examples, latents
     models: kernels, convolution, layers, attention, temporal, unet, control, autoencoder, text, ablated, animator
     model
     pretrained: formats, names, configs, layout

@@ -1,5 +1,6 @@
 """For every test: no silent dtype or rank promotion, several devices even on one CPU, and quick compilation."""
 
+import functools
 import os
 
 # Machine code is compiled without optimisation: tests wait for the compiler, not for what it makes.
@@ -38,6 +39,13 @@ def compilation_cache(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs stay in memory for one file of tests, and on disk for all: they take gigabytes."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def micro():
     """A small random model of MICRO's sizes."""
@@ -67,6 +75,16 @@ def one_device(monkeypatch):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+def compiled(module, params):
+    """A function (method, *args) of a Flax module. A method compiled as a whole is quicker than its operations."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def apply(method, *args):
+        return module.apply({"params": params}, *args, method=method)
+
+    return apply
 
 
 def normal(rng, *shape):

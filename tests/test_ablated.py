@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import normal
+from conftest import compiled, normal
 from micro import MICRO, example
 
 from mafx import save_pretrained
@@ -54,10 +54,7 @@ def test_the_embedding_is_dropped_like_a_bank(embedding, rng):
         for path, _ in jax.tree_util.tree_leaves_with_path(embedding.params["appearance"])
     )
     noisy, t, text, reference = draw(2, 1, 4, 4, 4), jnp.array([5, 9]), draw(2, 3, 16), draw(2, 4, 4, 4)
-
-    def apply(method, *args):
-        return embedding.networks.apply({"params": embedding.params}, *args, method=method)
-
+    apply = compiled(embedding.networks, embedding.params)
     bank = apply("bank", reference, t, text)
     partial = jax.tree.map(lambda y: PartialBank(y, jnp.array([True, False])), bank)
     without, both, mixed = (apply("predict", noisy, t, text, x, None) for x in ({}, bank, partial))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import normal
+from conftest import compiled, normal
 from micro import MICRO
 
 from mafx.models.animator import SIZES, Animator, AnimatorConfig, parameter_shapes
@@ -36,10 +36,6 @@ def our_step(apply, x, t, text, reference, motion):
     )
 
 
-def bind(networks, params):
-    return lambda method, *args: networks.apply({"params": params}, *args, method=method)
-
-
 @pytest.fixture
 def inputs(rng):
     draw = functools.partial(normal, rng)
@@ -48,7 +44,7 @@ def inputs(rng):
 
 def test_savings_change_nothing(micro, inputs):
     x, t, text, reference, motion = inputs
-    apply = bind(micro.networks, micro.params)
+    apply = compiled(micro.networks, micro.params)
     unconditional, conditional = our_step(apply, x, t, text, reference, motion)
     np.testing.assert_allclose(conditional[0], published_step(apply, x, t, text, text, reference, motion)[1], atol=1e-5)
     plain = apply("predict", x, t, text, {}, apply("residuals", x, t, text, motion))
@@ -58,7 +54,7 @@ def test_savings_change_nothing(micro, inputs):
 
 def test_two_prompts_run_two_encoders(micro, inputs):
     x, t, text, reference, motion = inputs
-    apply = bind(micro.networks, micro.params)
+    apply = compiled(micro.networks, micro.params)
     bank, residuals = apply("bank", reference, t, text), apply("residuals", x, t, text, motion)
     halves = apply("predict_both", x, t, text, -text, bank, residuals)
     np.testing.assert_allclose(halves[0], apply("predict", x, t, -text, {}, residuals), atol=1e-5)
@@ -67,8 +63,8 @@ def test_two_prompts_run_two_encoders(micro, inputs):
 
 def test_full_fusion_mixes_the_reference_into_the_down_path_too(micro, inputs):
     x, t, text, reference, motion = inputs
-    full = bind(Animator(dataclasses.replace(MICRO, fusion="full")), micro.params)
-    midup = bind(micro.networks, micro.params)
+    full = compiled(Animator(dataclasses.replace(MICRO, fusion="full")), micro.params)
+    midup = compiled(micro.networks, micro.params)
     assert set(full("bank", reference, t, text)) - set(midup("bank", reference, t, text)) == {"down_blocks_0"}
     got, usual = our_step(full, x, t, text, reference, motion), our_step(midup, x, t, text, reference, motion)
     np.testing.assert_allclose(got[0], usual[0], atol=1e-5)  # without the reference there is no difference
@@ -86,7 +82,7 @@ def test_guided_step_costs_at_most_0_82_of_the_published_one():
     params = parameter_shapes(config)
 
     def tera_flops(step):
-        program = jax.jit(lambda params, *args: step(bind(Animator(config), params), *args))
+        program = jax.jit(lambda params, *args: step(compiled(Animator(config), params), *args))
         return program.lower(params, *inputs).cost_analysis()["flops"] / 1e12
 
     ours = tera_flops(our_step)
