@@ -122,11 +122,52 @@ def test_tpus_take_splash_where_tokens_suit_it(rng):
     assert choose_kernel(q[:, :, :64], own, None, one_device) == "plain"
 
 
-def test_gpus_take_cudnn_in_16_bits(rng):
-    q, own, shared = inputs(rng, n=256, k=256, m=128)
-    half = q.astype(jnp.bfloat16)
-    chosen = [choose_kernel(x, own, shared, Kernels("gpu", devices=1)) for x in (half, q, half[:, :, :128])]
+@pytest.mark.parametrize(
+    ("card", "sampling", "training"),
+    [
+        ((7, 5), [], []),  # T4
+        ((8, 0), [40, 80], [40, 80]),  # A100
+        ((8, 9), [40, 80], [40, 80]),  # RTX 4090
+        ((9, 0), [40, 80, 160], [40, 80, 160]),  # H100
+        ((10, 0), [40, 80, 160], [40, 80]),  # B200
+    ],
+)
+def test_nvidia_cards_take_cudnn_for_widths_that_it_has(rng, card, sampling, training):
+    """Widths 40, 80 and 160 are Stable Diffusion's, 20 those of half its size, and 4 of the tiny model."""
+
+    def widths(gradient):
+        kernels = Kernels("gpu", capability=card, gradient=gradient, devices=1)
+        arguments = {d: jnp.zeros((1, 1, 256, 1, d), jnp.bfloat16) for d in (4, 20, 40, 80, 160)}
+        return [d for d, q in arguments.items() if choose_kernel(q, (q, q), None, kernels) == "cudnn"]
+
+    assert (widths(gradient=False), widths(gradient=True)) == (sampling, training)
+
+
+def test_cudnn_is_not_for_float32_nor_for_few_queries(rng):
+    q, own, shared = inputs(rng, n=256, k=256, m=128, d=8)
+    half, kernels = q.astype(jnp.float16), Kernels("gpu", capability=(9, 0), devices=1)
+    chosen = [choose_kernel(x, own, shared, kernels) for x in (half, q, half[:, :, :128])]
     assert chosen == ["cudnn", "plain", "plain"]
+
+
+@pytest.mark.parametrize("parts", ["own", "shared", "both", "some"])
+@pytest.mark.parametrize("keys", [5, 6])
+def test_what_cudnn_is_given_has_the_values_and_gradients_of_plain(rng, parts, keys):
+    """Odd numbers of keys, shared keys, dropped ones: the arguments are cuDNN's, the kernel behind them is XLA's."""
+    q, own, shared = inputs(rng, k=4, m=keys)
+    args = q, own if parts != "shared" else None, shared if parts != "own" else None
+    keep = jnp.array([True, False]) if parts == "some" else None
+
+    def value_and_gradient(kernels):
+        def loss(args):
+            return jnp.square(attention(*args, keep, kernels=kernels)).sum()
+
+        return jax.value_and_grad(loss)(args)
+
+    expected = value_and_gradient(Kernels(attention="plain"))
+    for gradient in (False, True):
+        got = value_and_gradient(Kernels(attention="cudnn", gradient=gradient, interpret=True))
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), got, expected)
 
 
 def test_unknown_kernel():

@@ -6,7 +6,7 @@ Tokens are `b f n c`: every frame has `n` of its own. What all frames of an exam
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +68,7 @@ def attention(
 def choose_kernel(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, kernels: Kernels) -> str:
     """The key of KERNELS for arguments of `attention`. Limits are per example: under jit `b` is the global batch."""
     platform = kernels.traced_platform
-    if platform == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16) and q.shape[2] > MIN_CUDNN_QUERIES:
+    if platform == "gpu" and q.shape[2] > MIN_CUDNN_QUERIES and kernels.cudnn_takes(q.dtype, q.shape[-1]):
         return "cudnn"
     tokens = sum(kv[0].shape[-3] for kv in (own, shared) if kv is not None)
     # Splash attention must know the mesh. The types of traced arrays hold it only where jit was given arrays on one.
@@ -164,18 +164,32 @@ def _blockwise(
 
 
 def _cudnn(
-    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, _: Kernels
+    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, kernels: Kernels
 ) -> jax.Array:
+    """cuDNN's kernel through JAX.
+
+    Hidden keys are the last ones of a row, so that lengths say what a mask would: a mask takes 8 GiB of workspace at
+    4096 x 8192. JAX's gradient takes an even number of keys only, so that odd ones get a key that nobody sees.
+    """
     b, f, n = q.shape[:3]
-    visible = _visible_keys(keep, own, shared)
-    mask = None if visible is None else repeat(visible, "b k -> (b f) 1 n k", f=f, n=n)
+    own_keys = 0 if own is None else own[0].shape[-3]
     if own is None:
         q = rearrange(q, "b f n a d -> b (f n) a d")
     else:  # the kernel takes one list of keys per row
         q, own = jax.tree.map(lambda x: rearrange(x, "b f n a d -> (b f) n a d"), (q, own))
         shared = jax.tree.map(lambda x: repeat(x, "b m a d -> (b f) m a d", f=f), shared)
     k, v = _join(own, shared)
-    out = jax.nn.dot_product_attention(q, k, v, mask=mask, implementation="cudnn")
+    keys, lengths = k.shape[1], None
+    if keep is not None:
+        lengths = repeat(jnp.where(keep, keys, own_keys), "b -> (b f)", f=len(q) // b)
+    if keys % 2 and kernels.gradient:
+        k, v = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (k, v))
+        lengths = jnp.full(len(q), keys) if lengths is None else lengths
+    if lengths is not None:
+        lengths = lengths.astype(jnp.int32)
+    # XLA's implementation of the same function stands in for cuDNN in tests
+    implementation: Literal["xla", "cudnn"] = "xla" if kernels.interpret else "cudnn"
+    out = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=implementation)
     return out.reshape(b, f, n, *out.shape[-2:])
 
 

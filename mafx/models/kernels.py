@@ -3,10 +3,39 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 MIB = 2**20
 PLAIN_SCORE_BYTES_CPU = 16 * MIB  # larger score matrices leave the caches of a CPU
 PLAIN_SCORE_BYTES = 256 * MIB  # larger score matrices take too much of an accelerator's memory
+
+Capability = tuple[int, int]  # compute capability of an NVIDIA card: (8, 9) is an RTX 4090
+
+
+@dataclasses.dataclass(frozen=True)
+class CudnnRow:
+    """What cuDNN's fused attention takes on the cards of a range of compute capabilities.
+
+    Attributes:
+      first: The first compute capability of the range; it ends before the next row.
+      forward: Largest width of a head without gradient.
+      backward: Largest width of a head with gradient.
+    """
+
+    first: Capability
+    forward: int
+    backward: int
+
+
+# Asked of cuDNN 9.28 for plans on described cards, and of JAX 0.10.2, whose own check stops at 128 before Hopper. There
+# is nothing below 8.0. cuDNN would run 160 forward from 8.0 on, but has a gradient of it on Hopper only.
+CUDNN_ATTENTION = (
+    CudnnRow((8, 0), forward=128, backward=128),  # A100, 3090, 4090, L4
+    CudnnRow((9, 0), forward=256, backward=256),  # H100, H200
+    CudnnRow((10, 0), forward=256, backward=128),  # B200, 5090
+)
+CUDNN_WIDTH_STEP = 8  # widths are multiples of this
+CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,16 +47,21 @@ class Kernels:
 
     Attributes:
       platform: "cpu", "gpu" or "tpu". None means the default backend of this process, asked when a program is traced.
+      capability: Compute capability of an NVIDIA card. None means that of this process' first device.
+      gradient: Whether the program computes gradients, which some kernels lack.
       devices: Number of devices that the program may run on. None means all of this process' backend.
       attention: A key of `attention.KERNELS` that all attention uses, or "auto".
       plain_score_bytes: Largest score matrix of one example that is held in memory, in bytes. None means
         `PLAIN_SCORE_BYTES_CPU` or `PLAIN_SCORE_BYTES`, by platform.
       block_score_bytes: Largest score matrix of one block of queries of one head in blockwise attention, in bytes.
       splash_block: Queries and keys that a TPU core takes at once in splash attention.
-      interpret: Whether TPU kernels run in Pallas' interpreter, for tests without a TPU.
+      interpret: Whether XLA stands in for kernels of hardware that is not here: Pallas' interpreter for those of TPUs,
+        XLA's own attention for cuDNN's. For tests.
     """
 
     platform: str | None = None
+    capability: Capability | None = None
+    gradient: bool = False
     devices: int | None = None
     attention: str = "auto"
     plain_score_bytes: int | None = None
@@ -39,6 +73,21 @@ class Kernels:
     def traced_platform(self) -> str:
         """The platform, asked of JAX where it is not given."""
         return self.platform or jax.default_backend()
+
+    @property
+    def card_capability(self) -> Capability:
+        """The compute capability, asked of JAX where it is not given; (0, 0) where there is no NVIDIA card."""
+        if self.capability is not None:
+            return self.capability
+        major, _, minor = str(getattr(jax.local_devices()[0], "compute_capability", "0.0")).partition(".")
+        return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+
+    def cudnn_takes(self, dtype: jnp.dtype, width: int) -> bool:
+        """Whether cuDNN's fused attention takes heads of a width and dtype on this card, see CUDNN_ATTENTION."""
+        rows = [row for row in CUDNN_ATTENTION if row.first <= self.card_capability]
+        if not rows or dtype not in CUDNN_DTYPES or width % CUDNN_WIDTH_STEP:
+            return False
+        return width <= (rows[-1].backward if self.gradient else rows[-1].forward)
 
     @property
     def device_count(self) -> int:

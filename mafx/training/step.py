@@ -4,6 +4,7 @@ Parameters are flat dicts here, "unet/encoder/conv_in/kernel" -> array. Rules of
 simplest with that.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
@@ -292,6 +293,7 @@ def jit_step(
     trains_temporal = any("motion_modules" in name for name in state.trainable)
     if not trains_temporal:  # the appearance stage sees single frames, as published
         sizes = sizes.without_temporal_layers()
+    sizes = sizes.with_kernels(dataclasses.replace(sizes.unet.kernels, gradient=True))
     loss = diffusion_loss(Animator(sizes), Schedule(**config.schedule), ids, config.loss)
     sharding, whole = parameter_sharding(mesh, state, min_elements), replicated(mesh)
     return jax.jit(
