@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mafx.commands import Parser, add_cache_flag, add_process_flags, join_processes, run_command
+from mafx.commands import Parser, add_cache_flag, add_process_flags, expand_home, join_processes, run_command
 from mafx.errors import InputError, memory_advice
 from mafx.media import FITS
 from mafx.settings import Settings, add_setting_flags, setting_flags
@@ -63,8 +63,8 @@ def make_parser() -> Parser:
     add = parser.add_argument_group("measuring a run").add_argument
     add("--split", choices=("train", "test"), help="Animate and measure these clips of --workdir's data.")
     add("--clips", type=parse_count, help="Take only the first so many clips (default: all).")
-    add("--metric_networks", metavar="FOLDER", type=expanded, help="Networks of LPIPS, FID, FID-VID and FVD.")
-    add("--against", metavar="FOLDER", type=expanded, help="Another evaluation of the same clips, to compare with.")
+    add("--metric_networks", metavar="FOLDER", type=expand_home, help="Networks of LPIPS, FID, FID-VID and FVD.")
+    add("--against", metavar="FOLDER", type=expand_home, help="Another evaluation of the same clips, to compare with.")
 
     add = parser.add_argument_group("compiling").add_argument
     add("--compile_only", action="store_true", help="Compile what the other flags ask for, for the next start.")
@@ -87,10 +87,6 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
-def expanded(text: str) -> Path:
-    return Path(text).expanduser()
-
-
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
     from mafx import jobs  # noqa: PLC0415 (slow, and --help does without)
@@ -109,7 +105,7 @@ def main(arguments: list[str] | None = None) -> None:
             evaluate(args, source, settings, dtype)
         else:
             names = ("reference", "motion", "size", "fit", "frames", "stride", "grid", "zoom", "motion_check")
-            outs = [expanded(name) for name in (DEFAULT_OUT if args.out is None else args.out).split(",")]
+            outs = [expand_home(name) for name in (DEFAULT_OUT if args.out is None else args.out).split(",")]
             is_second_run = args.out is None and Path(DEFAULT_RECORD).exists()
             overwrite = args.overwrite or is_second_run
             request = jobs.FileRequest(outs=outs, overwrite=overwrite, **{name: getattr(args, name) for name in names})
@@ -122,7 +118,7 @@ def evaluate(args: argparse.Namespace, source, settings: Settings, dtype: str) -
 
     if not args.workdir:
         raise InputError("--split measures a training run: give its --workdir")
-    workdir = expanded(args.workdir)
+    workdir = expand_home(args.workdir)
     jobs.evaluate_run(
         source,
         settings,
@@ -130,7 +126,7 @@ def evaluate(args: argparse.Namespace, source, settings: Settings, dtype: str) -
         workdir=workdir,
         checkpoint=args.checkpoint,
         split=args.split,
-        out=workdir / "evaluation" if args.out is None else expanded(args.out),
+        out=workdir / "evaluation" if args.out is None else expand_home(args.out),
         options=ExampleOptions(size=args.size or source.size, stride=args.stride),
         clips=args.clips,
         frames=args.frames,

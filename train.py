@@ -8,9 +8,16 @@ recognised. Elsewhere, say who is who: --distributed --coordinator HOST:PORT --p
 
 import argparse
 import sys
-from pathlib import Path
 
-from mafx.commands import Parser, add_cache_flag, add_config_flag, add_process_flags, join_processes, run_command
+from mafx.commands import (
+    Parser,
+    add_cache_flag,
+    add_config_flag,
+    add_process_flags,
+    expand_home,
+    join_processes,
+    run_command,
+)
 from mafx.errors import memory_advice
 
 NAME = "train.py"
@@ -22,7 +29,9 @@ ADVICE = (
 def main(arguments: list[str] | None = None) -> None:
     parser = Parser(NAME, __doc__)
     add_config_flag(parser)
-    parser.add_argument("--workdir", type=Path, required=True, help="Folder for checkpoints, metrics and videos.")
+    parser.add_argument(
+        "--workdir", type=expand_home, required=True, help="Folder for checkpoints, metrics and videos."
+    )
     add_cache_flag(parser)
     add_process_flags(parser)
     train_run(*parser.parse_known_args(arguments))
@@ -41,7 +50,7 @@ def train_run(args: argparse.Namespace, config_arguments: list[str]) -> None:
     join_processes(args)
     keep_programs(args.cache)
     with memory_advice(ADVICE):
-        train(config, args.workdir.expanduser())
+        train(config, args.workdir)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from mafx.errors import InputError
@@ -12,6 +14,11 @@ log = logging.getLogger("mafx")
 DEFAULT_CACHE = "~/.cache/mafx"
 BAD_INPUT = 2  # exit status, as argparse has it
 CHATTY_LIBRARIES = ("absl", "jax", "orbax", "tensorflow_datasets")
+
+
+def expand_home(path: str | Path) -> Path:
+    """The path with a leading `~` replaced by the home folder; an unknown user's `~` stays as it is."""
+    return Path(os.path.expanduser(path))
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import jax
 
+from mafx.commands import expand_home
+
 # XLA's newer library of kernels for CPUs (YNNPACK) is slower than what it replaces: matrix products of 320 to 1280
 # channels run at 125 to 200 instead of 205 to 215 GFLOP/s on two Zen 4 cores, convolutions at 100 to 160 instead of 150
 # to 200.
@@ -58,7 +60,7 @@ def compiler_options() -> dict[str, str]:
 def keep_programs(folder: str | Path) -> None:
     """Keep compiled programs in `folder`, so that the next start reads them; `~` is expanded, empty keeps none."""
     if folder:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", str(expand_home(folder)))
 
 
 class _Clock:

@@ -29,7 +29,6 @@ from mafx.program import plan
 from mafx.settings import Settings
 from mafx.sources import Source
 from mafx.training.checkpoints import find_step
-from mafx.training.runs import read_config
 
 DEFAULT_FRAMES = 16  # of a puppet's motion, and of what is compiled for
 SMALL_SIDE = 256  # smaller videos are enlarged to about this by default
@@ -134,10 +133,9 @@ def read_inputs(request: FileRequest, size: Size, seed: int) -> tuple[np.ndarray
     else:
         frames = 1 + request.stride * np.arange(request.frames or DEFAULT_FRAMES)
         motion, fps = puppet.read(frames)[1], puppet.fps / request.stride
-    complaint = densepose.check_motion(motion).complaint
-    if complaint and request.motion_check == "error":
-        raise InputError(complaint)
-    if complaint and request.motion_check == "warn":
+    if request.motion_check != "off" and (complaint := densepose.check_motion(motion).complaint):
+        if request.motion_check == "error":
+            raise InputError(complaint)
         log.warning("%s (--motion_check off silences this)", complaint)
     for name, picture in (("reference", reference), ("motion", motion[0])):
         if picture.shape[:2] != size:
@@ -162,8 +160,14 @@ def evaluate_run(
     metric_networks: Path | None,
     against: Path | None,
 ) -> None:
-    """Animate clips of a run's data, and write and log how far they are from the truth, see `mafx.evaluation`."""
-    chosen = find_clips(read_config(workdir).data, split)[:clips]
+    """Animate clips of a run's data, and write and log how far they are from the truth, see `mafx.evaluation`.
+
+    Raises:
+      InputError: Where the clips or the checkpoint are not there, or `out` has results of other settings.
+    """
+    if source.data is None:
+        raise InputError(f"expected a model whose data is known, found {source.name}")
+    chosen = find_clips(source.data, split)[:clips]
     step = find_step(workdir, checkpoint)
     if metric_networks is None:
         log.info("Without LPIPS, FID, FID-VID and FVD: --metric_networks says where their networks are.")

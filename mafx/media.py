@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mafx.commands import expand_home
 from mafx.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,11 +63,6 @@ def picture_files(folder: Path) -> list[Path]:
     return sorted(pictures, key=lambda path: natural_order(path.name))
 
 
-def _expand(path: str | Path) -> Path:
-    """The path with a leading `~` replaced by the home folder."""
-    return Path(os.path.expanduser(path))
-
-
 # -- Reading
 
 
@@ -84,7 +80,7 @@ def read_image(path: str | Path | BinaryIO) -> np.ndarray:
     Raises:
       InputError: The file is missing, or is not a picture.
     """
-    source = _expand(path) if isinstance(path, str | Path) else path
+    source = expand_home(path) if isinstance(path, str | Path) else path
     try:
         with Image.open(source) as image:
             return _to_rgb(image)
@@ -125,7 +121,7 @@ def read_video(path: str | Path, *, stride: int = 1, limit: int | None = None) -
     Raises:
       InputError: The video is missing, cannot be read, holds no frame, or its frames differ in size.
     """
-    path = _expand(path)
+    path = expand_home(path)
     if stride < 1 or (limit is not None and limit < 1):
         raise InputError(f"expected a stride and a number of frames of at least 1, found {stride} and {limit}")
     if not path.exists():
@@ -224,7 +220,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: Fraction | float) -> 
     Raises:
       InputError: `path` cannot be written, for a reason of `check_writable` or of the file system.
     """
-    path = _expand(path)
+    path = expand_home(path)
     check_writable(path)
     partial = _temporary_name(path)
     fps = Fraction(fps).limit_denominator(1001)  # 30000/1001 and the like stay exact
@@ -255,7 +251,7 @@ def check_writable(path: str | Path) -> None:
     Raises:
       InputError: `write_video` would fail.
     """
-    path = _expand(path)
+    path = expand_home(path)
     if path.name in {"", ".."}:
         raise InputError(f"cannot write {str(path)!r}: expected the name of a video or of a new folder")
     if path.suffix and path.suffix.lower() not in VIDEO_FORMATS:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import ml_collections
 
 from mafx.bundled import bundled_config, load_bundled
+from mafx.commands import expand_home
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
 from mafx.media import Size
@@ -29,6 +31,7 @@ class Source:
       schedule: The noise schedule.
       size: Rows and columns in pixels that the model was trained at.
       settings: Settings that should differ from the defaults of `mafx.Settings`.
+      data: What the model was trained on, `config.data` of its training; None where that is not known.
       load: Loads the model in a dtype.
     """
 
@@ -37,6 +40,7 @@ class Source:
     schedule: Schedule
     size: Size
     settings: dict[str, Any]
+    data: ml_collections.ConfigDict | None
     load: Callable[[str], Model]
 
 
@@ -49,18 +53,10 @@ def find_source(pretrained: str | None, workdir: str | None, checkpoint: str = "
     if pretrained and workdir:
         raise InputError("expected one of --pretrained and --workdir, found both")
     if pretrained:
-        return _pretrained_source(Path(pretrained).expanduser())
+        return _pretrained_source(expand_home(pretrained))
     if workdir:
-        return _run_source(Path(workdir).expanduser(), checkpoint)
-    config = bundled_config()
-    return Source(
-        name="the bundled model, which knows puppets only",
-        config=model_sizes(config),
-        schedule=Schedule(**config.schedule),
-        size=tuple(config.data.size),
-        settings={"guidance_scale": config.show_guidance, "steps": 1},
-        load=load_bundled,
-    )
+        return _run_source(expand_home(workdir), checkpoint)
+    return _trained_source("the bundled model, which knows puppets only", bundled_config(), load_bundled, steps=1)
 
 
 def _pretrained_source(folder: Path) -> Source:
@@ -71,19 +67,28 @@ def _pretrained_source(folder: Path) -> Source:
         schedule=published.schedule,
         size=published.size,
         settings={},
+        data=None,
         load=functools.partial(load_pretrained, folder),
     )
 
 
 def _run_source(workdir: Path, checkpoint: str) -> Source:
-    config = read_config(workdir)
+    load = functools.partial(load_run, workdir, checkpoint=checkpoint)
+    return _trained_source(f"{workdir} ({checkpoint} checkpoint)", read_config(workdir), load)
+
+
+def _trained_source(
+    name: str, config: ml_collections.ConfigDict, load: Callable[[str], Model], **settings: Any
+) -> Source:
+    """A model that mafx trained with a config, and settings that suit it."""
     return Source(
-        name=f"{workdir} ({checkpoint} checkpoint)",
+        name=name,
         config=model_sizes(config),
         schedule=Schedule(**config.schedule),
         size=tuple(config.data.size),
-        settings={"guidance_scale": config.show_guidance},
-        load=functools.partial(load_run, workdir, checkpoint=checkpoint),
+        settings={"guidance_scale": config.show_guidance, **settings},
+        data=config.data,
+        load=load,
     )
 
 

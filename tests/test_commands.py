@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 from micro import MICRO
 
+import sample
 from mafx import media
 from mafx.models.animator import SIZES
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import sample  # noqa: E402
 
 # A config file of one's own: it may define its own sizes.
 CONFIG = """

@@ -10,15 +10,13 @@ import pytest
 from micro import example
 from PIL import Image
 
+import sample as sample_module
 from mafx import media
 from mafx.data.clips import puppet_clips
 from mafx.errors import InputError
 from mafx.pretrained.layout import save_pretrained
 
 SAMPLE = Path(__file__).parent.parent / "sample.py"
-sys.path.insert(0, str(SAMPLE.parent))
-
-import sample as sample_module  # noqa: E402
 
 
 def sample(folder, *arguments):

@@ -21,7 +21,7 @@ from PIL import Image
 
 from configs.ablations import ABLATIONS, LONG, Ablation, get_config
 from mafx import media
-from mafx.commands import Parser, run_command
+from mafx.commands import Parser, expand_home, run_command
 from mafx.evaluation.protocol import compare, higher_is_better, read_metrics
 from mafx.tables import markdown_table
 from mafx.training.checkpoints import find_step
@@ -184,7 +184,7 @@ def make_parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
-    runs = args.runs.expanduser().resolve()
+    runs = expand_home(args.runs).resolve()
     evaluations: dict[str, dict] = {}
     verdicts: dict[str, Verdict] = {}
     # What is compared with comes first.

@@ -6,12 +6,10 @@ python -m mafx.pretrained.export bundled OUT
 
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from mafx.commands import Parser, run_command
+from mafx.commands import Parser, expand_home, run_command
 
 NAME = "python -m mafx.pretrained.export"
 BUNDLED = "bundled"  # names the bundled model instead of a work folder
@@ -42,13 +40,13 @@ def export(args: argparse.Namespace) -> None:
     from mafx.bundled import load_bundled  # noqa: PLC0415
     from mafx.pretrained.layout import save_pretrained  # noqa: PLC0415
 
-    out = Path(os.path.expanduser(args.out))
+    out = expand_home(args.out)
     if args.run == BUNDLED:
         model = load_bundled(args.dtype)
     else:
         from mafx.training.runs import load_run  # noqa: PLC0415
 
-        model = load_run(Path(os.path.expanduser(args.run)), args.dtype, args.checkpoint)
+        model = load_run(expand_home(args.run), args.dtype, args.checkpoint)
     save_pretrained(model, out)
     megabytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     log.info("Wrote %s in %s: %.1f MB, %s.", model.source, out, megabytes, args.dtype)

@@ -11,7 +11,6 @@ Loading is strict in both directions: each tensor of each file is used exactly o
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mafx.commands import expand_home
 from mafx.errors import InputError
 from mafx.model import Model
 from mafx.models.animator import APPEARANCES, RENDERS, AnimatorConfig, parameter_shapes
@@ -102,7 +102,7 @@ def load_pretrained(directory: str | Path, dtype: jnp.dtype | str = jnp.float32)
       InputError: The files do not fit together. The message lists all tensors that are missing, unexpected, of another
         shape or not finite.
     """
-    directory = _expand(directory)
+    directory = expand_home(directory)
     files = _open_files(directory, PARTS, configs.REQUIRED)
     published = configs.read_configs(directory)
     flat = {path: jnp.asarray(x, dtype) for path, x in _read(directory, files, published.config)}
@@ -134,7 +134,7 @@ def load_stable_diffusion(
       InputError: A file is missing. Or tensors are missing, unexpected, not finite, or of a shape that `config` does
         not have; the message lists all.
     """
-    directory = _expand(directory)
+    directory = expand_home(directory)
     required = [part for part in PARTS if not part.folder.startswith("MagicAnimate/")]
     files = _open_files(directory, required, settings=())
     for part in PARTS:
@@ -142,10 +142,6 @@ def load_stable_diffusion(
         if part not in files and path is not None:
             files[part] = open_tensors(path)
     return dict(_read(directory, files, config)), _read_tokenizer(directory, config)
-
-
-def _expand(directory: str | Path) -> Path:
-    return Path(os.path.expanduser(directory))
 
 
 def _open_files(directory: Path, parts: Sequence[Part], settings: Sequence[str]) -> dict[Part, TensorFile]:
@@ -264,7 +260,7 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
       InputError: The folder is not empty. Or the layout has no place for a part of the model: it is an ablation, or it
         has no temporal layers.
     """
-    directory = _expand(directory)
+    directory = expand_home(directory)
     published = (APPEARANCES[0], RENDERS[0])
     if (model.config.appearance, model.config.renders) != published:
         raise InputError(

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_dict import placeholder
 
+from mafx.commands import expand_home
 from mafx.data.datasets import DATASETS, PREPARED
 from mafx.data.examples import CROPS, REFERENCES
 from mafx.diffusion.schedule import KINDS, PREDICTIONS
@@ -36,7 +37,7 @@ def find_config(text: str) -> str:
       InputError: Where there is no such config.
     """
     name, separator, argument = text.partition(":")
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if not path.is_file():
         path = CONFIGS / f"{path.stem}.py"
         sys.path.append(str(CONFIGS.parent))  # configs import one another

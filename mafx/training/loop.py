@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from mafx.commands import expand_home
 from mafx.compiling import announce_compilation
 from mafx.data.clips import Clip
 from mafx.data.datasets import find_clips
@@ -169,7 +170,7 @@ class Run:
         def encode(flat: Flat, frames: jax.Array) -> Any:
             return networks.apply({"params": unflatten(flat)}, frames, method="encode_image")
 
-        folder = Path(self.config.data.latent_cache).expanduser()
+        folder = expand_home(self.config.data.latent_cache)
         return cache_latents(clips, lambda frames: encode(autoencoder, frames), self.options, folder)
 
     def take_step(self, batch: dict[str, np.ndarray]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import ml_collections
 
+from mafx.commands import expand_home
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
 from mafx.model import Model
@@ -50,7 +51,7 @@ def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoi
     Raises:
       InputError: Where there is no such run or checkpoint.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = expand_home(workdir)
     flat, config = read_parameters(workdir, checkpoint)
     sizes = model_sizes(config)
     return Model(

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
+from mafx.commands import expand_home
 from mafx.errors import InputError
 from mafx.models.animator import AnimatorConfig, parameter_shapes
 from mafx.models.temporal import frame_sinusoid
@@ -106,7 +107,7 @@ def _twin(name: str, shapes: Flat) -> str | None:
 
 def _given_parameters(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, workdir: Path) -> Flat:
     """The parameters of `config.init_from`; its vocabulary is copied into the work folder."""
-    folder = Path(config.init_from).expanduser()
+    folder = expand_home(config.init_from)
     if not config.init_from:
         return {}
     if (folder / "checkpoints").is_dir():
