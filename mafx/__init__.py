@@ -36,6 +36,7 @@ Reading order, in which a module imports only from those before it:
     training: config, sharding, step, checkpoints, runs, start, watch, loop, fit
     sources, jobs
     pretrained.export, bundled.release
+    ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, __main__
     benchmarks: memory, measure, speed, published, quality
     experiments: ablations, one_clip
 

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 from configs.ablations import ABLATIONS, Ablation
-from mafx.benchmarks import measure, memory, quality
+from mafx.benchmarks import measure, quality
 from mafx.densepose import draw_labels
-from mafx.errors import InputError
 from mafx.experiments import ablations, one_clip
 
 ROOT = Path(__file__).parent.parent
@@ -44,91 +43,6 @@ def test_modules_are_commands_that_say_how_they_are_called(module):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: python -m {module} [FLAGS]")
     assert f"\n    python -m {module}" in done.stdout, "the docstring has no example"
-
-
-# -- Memory
-
-# Of a program with two arguments of 100 and 20 bytes, the second of which is donated. Both formats exist.
-BUFFERS = """BufferAssignment:
-allocation 0: size 100, {page}parameter 0, shape |f32[25]| at ShapeIndex {{}}:
- value: <1 x @0> (size=100,offset=0): f32[25]{{0}}
-allocation 1: size 20, {page}parameter 1, shape |f32[5]| at ShapeIndex {{}}, maybe-live-out:
-allocation 2: size 3000, {page}preallocated-temp:
-allocation 3: size 70000, color 1, {page}preallocated-temp:
-allocation 4: size 70000, {page}thread-local:
-allocation 5: size 4, {page}constant:
-allocation 6: size 1, {page}output shape is |(f32[5])|, maybe-live-out:
-"""
-
-HLO = """HloModule jit_step
-
-%fused (param_0: f32[4,2]) -> f32[4,2] {
-  %param_0 = f32[4,2]{1,0} parameter(0)
-}
-
-%all-reduce-scatter.1 (x: f32[8]) -> f32[4] {
-  %all-reduce.7 = f32[8]{0} all-reduce(%x), replica_groups={}
-}
-
-ENTRY %main (params__unet____kernel__.1: bf16[3,3,8]) -> f32[4] {
-  %params__unet____kernel__.1 = bf16[3,3,8]{2,1,0} parameter(0), metadata={op_name="params[\\'unet\\'][\\'kernel\\']"}
-  %params__text____bias__.1 = f32[5]{0} parameter(1), metadata={op_name="params[\\'text\\'][\\'bias\\']"}
-  %state_x.1 = f32[16,4]{1,0} parameter(2), metadata={op_name="state.x"}
-  %all-gather.2 = (bf16[2]{0}, f32[10,2]{1,0}) all-gather(%a, %b), dimensions={0}
-  %all-reduce-done.3 = f32[6]{0} all-reduce-done(%c)
-  %all-reduce-start.3 = f32[6]{0} all-reduce-start(%c)
-}
-"""
-
-
-@pytest.mark.parametrize("page", ["", "page 0, "])
-def test_allocations_are_summed_by_what_they_hold(page):
-    needed = memory.read_memory(BUFFERS.format(page=page))
-    assert needed == memory.Memory(arguments=120, donated=20, temporaries=3000, rest=5)
-    assert needed.total == 3125
-
-
-def test_exchanged_arrays_are_counted_once():
-    assert memory.read_collectives(HLO) == {
-        "all-reduce": 6 * 4,
-        "all-gather": 2 * 2 + 20 * 4,
-        "reduce-scatter": 8 * 4,
-        "all-to-all": 0,
-        "collective-permute": 0,
-    }
-
-
-def test_exchange_inside_a_loop_is_not_counted_silently():
-    loop = HLO + "  %w = (f32[8]) while(%t), condition=%c, body=%all-reduce-scatter.1\n"
-    with pytest.raises(ValueError, match="all-reduce-scatter.1 is a loop"):
-        memory.read_collectives(loop)
-
-
-def test_weights_are_the_arguments_with_their_name():
-    assert memory.read_weights(HLO) == 72 * 2 + 5 * 4
-
-
-def write_reports(folder, texts):
-    """What a compilation leaves behind."""
-    for pattern, text in texts.items():
-        (folder / pattern.replace("*", "module_0000.")).write_text(text)
-
-
-def test_reports_come_from_a_process_of_their_own(tmp_path):
-    texts = {memory.BUFFERS_REPORT: "buffers", memory.HLO_REPORT: "hlo", memory.NEXT_REPORT: "more"}
-    assert memory.compile_for_reports(tmp_path, write_reports, texts) == memory.Reports("buffers", "hlo")
-
-
-def test_a_compiler_that_writes_no_report_has_given_up(tmp_path):
-    with pytest.raises(InputError, match="the compiler gave up"):
-        memory.compile_for_reports(tmp_path, write_reports, {memory.BUFFERS_REPORT: "buffers"})
-
-
-def test_a_missing_compiler_is_named(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    for command in ("sampling", "training"):
-        with pytest.raises(InputError, match="expected the package libtpu"):
-            memory.main([command])
 
 
 # -- Speed

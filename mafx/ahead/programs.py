@@ -1,0 +1,183 @@
+"""What is compiled: each part of an animation, and the training step of each stage, for devices that are not here."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from mafx.ahead.targets import TARGETS, Nvidia, Tpu
+from mafx.errors import InputError
+from mafx.media import Size
+from mafx.model import abstract_model
+from mafx.models.animator import SIZES
+from mafx.program import Program, plan
+from mafx.training.config import STAGES, default_config
+from mafx.training.runs import model_sizes
+from mafx.training.sharding import make_mesh
+from mafx.training.step import trace_step
+
+SAMPLING = ("text", "reference", "banks", "steps", "decoding")  # names of an animation's parts
+PROGRAMS = (*SAMPLING, *STAGES)
+ONE_NVIDIA_CARD = "1x1x1"  # slices, hosts, cards of a host
+CUDNN_VERSION = 91000  # that JAX is told: what it asks for is older
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """A program and what to compile it for.
+
+    Attributes:
+      target: A key of TARGETS.
+      program: One of PROGRAMS.
+      model: A key of `models.animator.SIZES`.
+      dtype: What the networks compute in.
+      size: Rows and columns in pixels.
+      frames: Of an animation, or of an example of the temporal stage.
+      remat: What the backward pass computes again; None means the stage's own choice, and nothing in sampling.
+      topology: Devices of a training step: the shape of a TPU slice, or slices x hosts x cards. None means one device.
+      fsdp: Devices that share parameters.
+      batch: Examples of each device.
+      attention: A key of `models.attention.KERNELS`, or "auto".
+    """
+
+    target: str
+    program: str
+    model: str = "sd15"
+    dtype: str = "bfloat16"
+    size: Size = (512, 512)
+    frames: int = 16
+    remat: str | None = None
+    topology: str | None = None
+    fsdp: int = 1
+    batch: int = 1
+    attention: str = "auto"
+
+    @property
+    def card(self) -> Nvidia | Tpu:
+        """What it is compiled for."""
+        return TARGETS[self.target]
+
+    @property
+    def trains(self) -> bool:
+        """Whether this is a training step."""
+        return self.program in STAGES
+
+    @property
+    def policy(self) -> str | None:
+        """What the backward pass computes again."""
+        return self.remat or default_config(self.program).remat if self.trains else None
+
+
+class Traced(NamedTuple):
+    """A program that is ready to be lowered.
+
+    Attributes:
+      stage: JAX's value.
+      runs: How often an animation runs it; 1 for a training step.
+      examples: Number of examples that it takes on all devices; 1 for a part of an animation.
+      weights: Bytes of all weights that a device holds while it runs, 0 where they are arguments anyway.
+    """
+
+    stage: jax.stages.Traced
+    runs: int
+    examples: int
+    weights: int
+
+
+def trace(job: Job) -> Traced:
+    """Trace a program. Cards of NVIDIA need `answer_for_card` before.
+
+    Raises:
+      InputError: For a size, a number of frames, or a topology that does not fit.
+    """
+    return _trace_step(job) if job.trains else _trace_part(job)
+
+
+def _trace_part(job: Job) -> Traced:
+    program = _animation(job)
+    part = next((part for part in program.parts() if part.name == job.program), None)
+    if part is None:
+        raise InputError(f"expected a part of an animation, {', '.join(SAMPLING)}, found {job.program}")
+    sharding = SingleDeviceSharding(devices(job)[0])
+
+    def place(x):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) if hasattr(x, "shape") else x
+
+    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.model.params))
+    return Traced(part.function.trace(*jax.tree.map(place, part.arguments)), part.runs, 1, weights)
+
+
+def _animation(job: Job) -> Program:
+    """The animation with the default settings, on one device."""
+    config = SIZES[job.model].with_kernels(job.card.kernels(1, job.attention))
+    return plan(abstract_model(config, jnp.dtype(job.dtype)), size=job.size, frames=job.frames)
+
+
+def _trace_step(job: Job) -> Traced:
+    config = default_config(job.program)
+    config.model = job.model
+    config.dtype = job.dtype
+    config.remat = job.policy
+    config.data.size = job.size
+    config.data.frames = job.frames if config.data.frames > 1 else 1
+    mesh = _mesh(job)
+    sizes = model_sizes(config).with_kernels(job.card.kernels(mesh.size, job.attention))
+    return Traced(trace_step(config, sizes, mesh, job.batch), 1, job.batch * mesh.size, 0)
+
+
+def _mesh(job: Job) -> Mesh:
+    every = devices(job)
+    used: Sequence[jax.Device] = every if job.topology else every[:1]
+    try:
+        return make_mesh({"data": -1, "fsdp": job.fsdp}, used)
+    except ValueError as error:
+        raise InputError(f"expected devices that --fsdp divides, found {len(used)}: {error}") from error
+
+
+# -- Devices that are not here
+
+
+def devices(job: Job) -> list[jax.Device]:
+    """The devices of a job's topology, for which one can compile; of one-device jobs, those of the smallest.
+
+    Raises:
+      InputError: For a topology that there is not.
+    """
+    card = job.card
+    try:
+        if isinstance(card, Nvidia):
+            topology = job.topology or ONE_NVIDIA_CARD
+            described = topologies.get_topology_desc(
+                platform=card.platform, target_config=card.description(), topology=topology
+            )
+        else:
+            topology = f"{card.generation}:{job.topology or card.smallest}"
+            described = topologies.get_topology_desc(platform=card.platform, topology_name=topology)
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"expected a topology of {card.title}, found {topology}: {error}") from error
+    return described.devices
+
+
+def answer_for_card(card: Nvidia) -> None:
+    """Let JAX's checks of cuDNN's attention ask about a card, not about this machine. For a process of its own."""
+    from jax._src.cudnn import fused_attention_stablehlo as fused  # noqa: PLC0415 (has no public name)
+
+    def check_compute_capability(wanted: str) -> bool:
+        return card.capability >= tuple(map(int, wanted.split(".")))
+
+    def is_compute_capability(wanted: str) -> bool:
+        return card.capability == tuple(map(int, wanted.split(".")))
+
+    answers = {
+        "check_compute_capability": check_compute_capability,
+        "is_cuda_compute_capability_equal": is_compute_capability,
+        "check_cudnn_version": lambda: CUDNN_VERSION,
+    }
+    for name, answer in answers.items():
+        if not hasattr(fused, name):
+            raise InputError(f"expected {name} in JAX's cuDNN attention, found none; JAX 0.10.2 has it")
+        setattr(fused, name, answer)
