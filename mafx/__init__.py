@@ -28,7 +28,7 @@ Reading order, in which a module imports only from those before it:
     diffusion: schedule, samplers, losses, windows
     data: puppets, clips, raw, layouts, staging, builders, datasets, examples, latents
     models: kernels, convolution, layers, attention, temporal, unet, control, autoencoder, text, ablated, animator
-    model
+    placing, model
     pretrained: formats, names, configs, layout
     bundled
     compiling, progress, flops, settings, steps, sampling, program, animation

@@ -7,11 +7,13 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 
 from mafx.diffusion.schedule import Schedule
 from mafx.models.animator import SIZES, Animator, AnimatorConfig, parameter_shapes
 from mafx.models.temporal import frame_sinusoid
 from mafx.models.text import Tokenizer
+from mafx.placing import DeviceNetworks, host_array
 
 RANDOM_NUMBERS = 2**22  # drawn once for all tensors of a random model: drawing billions would take minutes
 
@@ -23,6 +25,7 @@ class Model:
     Attributes:
       config: Sizes of the networks.
       params: Nested dict of arrays, one leaf per published tensor. All have one dtype, in which the networks compute.
+        NumPy arrays wait on the host, JAX arrays are on a device, see `mafx.placing`.
       tokenizer: Turns text into ids.
       schedule: The noise schedule that the model was trained on.
       size: Rows and columns in pixels that the model was trained at.
@@ -35,6 +38,11 @@ class Model:
     schedule: Schedule = Schedule()
     size: tuple[int, int] = (512, 512)
     source: str = "memory"
+    _on_device: dict[Sharding | None, DeviceNetworks] = dataclasses.field(default_factory=dict, init=False)
+
+    def on_device(self, sharding: Sharding | None) -> DeviceNetworks:
+        """Its networks on a device, where they stay from one animation to the next."""
+        return self._on_device.setdefault(sharding, DeviceNetworks(sharding))
 
     @property
     def networks(self) -> Animator:
@@ -72,13 +80,13 @@ def random_model(size: str | AnimatorConfig, seed: int = 0, dtype: jnp.dtype | s
     config = SIZES[size] if isinstance(size, str) else size
     block = np.tile(np.random.default_rng(seed).standard_normal(RANDOM_NUMBERS, np.float32), 2)
 
-    def draw(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    def draw(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:
         if path[-1] == "pe":
-            return jnp.asarray(frame_sinusoid(*leaf.shape), dtype)
+            return host_array(frame_sinusoid(*leaf.shape), dtype)
         start = zlib.crc32("/".join(path).encode()) % RANDOM_NUMBERS  # each tensor begins elsewhere in the block
         values = np.resize(block[start : start + RANDOM_NUMBERS], leaf.shape)
         values = values * np.float32(np.prod(leaf.shape[:-1]) ** -0.5 if path[-1] == "kernel" else 0.1)
-        return jnp.asarray(values + np.float32(path[-1] == "scale"), dtype)
+        return host_array(values + np.float32(path[-1] == "scale"), dtype)
 
     shapes = flax.traverse_util.flatten_dict(parameter_shapes(config))
     params = flax.traverse_util.unflatten_dict({path: draw(path, leaf) for path, leaf in shapes.items()})

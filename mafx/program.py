@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, Sharding
 from tqdm.auto import tqdm
 
 from mafx import sampling
@@ -25,8 +25,9 @@ from mafx.flops import count_flops
 from mafx.media import Size
 from mafx.model import Model
 from mafx.models.animator import Animator
+from mafx.placing import default_sharding, parameters_on_device, shapes_on_device
 from mafx.progress import StepBar
-from mafx.sampling import Inputs, SamplerState
+from mafx.sampling import PHASES, Inputs, SamplerState
 from mafx.settings import Settings
 from mafx.steps import StepKind, WindowBatches, batch_windows, runs_of_one_kind, step_kinds
 
@@ -40,12 +41,14 @@ class Part(NamedTuple):
 
     Attributes:
       name: What it computes.
+      phase: A key of `sampling.PHASES`, which says whose parameters it takes.
       function: The jitted function.
       arguments: Its arguments; large ones are `jax.ShapeDtypeStruct`s.
       runs: How many times an animation runs it. For steps, a run is one step of one batch of windows.
     """
 
     name: str
+    phase: str
     function: jit
     arguments: tuple
     runs: int
@@ -121,6 +124,11 @@ class Program:
         """The mesh that windows are spread over, None where one device computes everything."""
         return self.kinds[0].mesh
 
+    @functools.cached_property
+    def sharding(self) -> Sharding | None:
+        """Where its arrays lie; None leaves it to JAX."""
+        return default_sharding(self.model.params, self.mesh)
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """`h w c`."""
@@ -130,39 +138,51 @@ class Program:
 
     # -- Before it runs
 
-    def parts(self) -> list[Part]:
-        """Every function that an animation calls, in that order, on shapes."""
+    def parts(self, sharding: Sharding | None = None) -> list[Part]:
+        """Every function that an animation calls, in that order, on shapes.
+
+        Args:
+          sharding: Where the arrays lie, for a device that is not here; by default where they lie when it runs.
+        """
         networks, s = self.networks, self.settings
+        sharding = sharding or self.sharding
+        params = {phase: parameters_on_device(self._parameters(phase), sharding) for phase in PHASES}
         parts: list[Part] = []
 
-        def add(name: str, runs: int, function: jit, *arguments: object):
-            parts.append(Part(name, function, arguments, runs))
-            return function.eval_shape(*arguments)
+        def add(phase: str, runs: int, function: jit, *arguments: object, name: str = ""):
+            parts.append(Part(name or phase, phase, function, arguments, runs))
+            return shapes_on_device(function.eval_shape(*arguments), sharding)
 
-        params = _shapes(self.model.params)
+        def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
         ids, dtype = self.model.tokenizer("")[None], self.model.dtype
         prompts = len({s.prompt, s.negative_prompt})
-        text = add("text", prompts, sampling.encode_text, networks, params, ids)
-        image = jax.ShapeDtypeStruct((1, *self.size, 3), dtype)
-        reference = add("reference", 1, sampling.encode_image, networks, params, image)
-        motion = jax.ShapeDtypeStruct((self.capacity, *self.size, 3), np.uint8)
-        inputs = self._inputs(motion, text, text if prompts > 1 else None)
+        text = add("text", prompts, sampling.encode_text, networks, params["text"], ids)
+        image, motion = array((1, *self.size, 3), dtype), array((self.capacity, *self.size, 3), np.uint8)
+        reference = add("reference", 1, sampling.encode_image, networks, params["reference"], image)
+        inputs = jax.eval_shape(self._inputs, motion, text, text if prompts > 1 else None)
+        inputs = shapes_on_device(inputs, sharding)
         (rows, _), *others = self.table.parts(MAX_BANKS)
         times = rows["time"]
-        banks = add("banks", 1 + len(others), sampling.write_banks, networks, params, reference, times, text)
-        x: Any = jax.ShapeDtypeStruct((self.capacity, *self.latent_shape), jnp.float32)
+        banks = add("banks", 1 + len(others), sampling.write_banks, networks, params["banks"], reference, times, text)
+        x: Any = array((self.capacity, *self.latent_shape), jnp.float32)
         deep_of: dict[bool, Any] = {}  # by whether a step is guided
         for kind in dict.fromkeys(self.kinds):
             state = SamplerState(x, x, deep_of[kind.guided] if kind.shallow else None)
             span = np.int32(0), np.int32(1)
-            arguments = kind, params, state, inputs, self.batches, rows, banks, *span
+            arguments = kind, params["steps"], state, inputs, self.batches, rows, banks, *span
             runs = self.kinds.count(kind) * int(self.batches.number)
-            state, _ = add(f"steps{kind}", runs, sampling.run_steps, *arguments)
+            state, _ = add("steps", runs, sampling.run_steps, *arguments, name=f"steps{kind}")
             deep_of[kind.guided] = state.deep
         chunk = np.zeros(self._frames_at_once, np.int32)
         chunks = math.ceil(self.frames / self._frames_at_once)
-        add("decoding", chunks, sampling.decode, networks, self.mesh, params, x, chunk)
+        add("decoding", chunks, sampling.decode, networks, self.mesh, dtype, params["decoding"], x, chunk)
         return parts
+
+    def _parameters(self, phase: str) -> dict:
+        """The parameters of the networks that a phase uses; patches instead of an autoencoder have none."""
+        return {name: self.model.params[name] for name in PHASES[phase] if name in self.model.params}
 
     def lower(self) -> dict[str, jax.stages.Lowered]:
         """Every part, by name, lowered for this machine."""
@@ -216,12 +236,9 @@ class Program:
             raise InputError(f"expected a reference and a motion of the shapes {expected}, found {found}")
         x = self._starting_noise(noise)
         with self._precision(), announce_compilation(progress):
-            params = self.model.params
-            if self.mesh is not None:
-                params = jax.device_put(params, NamedSharding(self.mesh, PartitionSpec()))
-            inputs, reference_latents = self._encode(params, reference, motion)
-            x = self._sample(params, x, reference_latents, inputs, progress, callback)
-            video = self._decode(params, x, progress)
+            inputs, reference_latents = self._encode(reference, motion)
+            x = self._sample(x, reference_latents, inputs, progress, callback)
+            video = self._decode(x, progress)
         borders = window_borders(self.windows)[: self.frames - 1]
         return Animation(video, np.asarray(x[: self.frames]), borders)
 
@@ -247,22 +264,28 @@ class Program:
             expected = f"{list(shape)} (window, rows, columns, channels)"
             raise InputError(f"expected noise of the shape {expected}, found {list(np.shape(noise))}")
         x = jax.random.normal(jax.random.key(s.seed), shape) if noise is None else jnp.asarray(noise, jnp.float32)
-        return jnp.resize(x, (self.capacity, *shape[1:]))
+        return self._on_device(jnp.resize(x, (self.capacity, *shape[1:])))
 
-    def _encode(self, params: dict, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
+    def _on_device(self, tree: Any) -> Any:
+        return jax.device_put(tree, self.sharding)
+
+    def _fetch(self, phase: str) -> dict:
+        """The parameters of the networks that a phase uses, on the device."""
+        return self.model.on_device(self.sharding).fetch(self.model.params, PHASES[phase])
+
+    def _encode(self, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
         """What is the same at every step, and the reference's latents `1 h w c`."""
         s, tokenizer = self.settings, self.model.tokenizer
-        encode_text = functools.partial(sampling.encode_text, self.networks, params)
+        encode_text = functools.partial(sampling.encode_text, self.networks, self._fetch("text"))
         text = encode_text(tokenizer(s.prompt)[None])
         negative = None if s.negative_prompt == s.prompt else encode_text(tokenizer(s.negative_prompt)[None])
-        image = jnp.asarray(reference[None] / 127.5 - 1, self.model.dtype)
-        reference_latents = sampling.encode_image(self.networks, params, image)
+        image = self._on_device(jnp.asarray(reference[None] / 127.5 - 1, self.model.dtype))
+        reference_latents = sampling.encode_image(self.networks, self._fetch("reference"), image)
         motion = np.concatenate([motion, np.repeat(motion[-1:], self.capacity - self.frames, axis=0)])
-        return self._inputs(motion, text, negative), reference_latents
+        return self._on_device(self._inputs(motion, text, negative)), reference_latents
 
     def _sample(
         self,
-        params: dict,
         x: jax.Array,
         reference_latents: jax.Array,
         inputs: Inputs,
@@ -277,7 +300,10 @@ class Program:
         state, pending = SamplerState(x, jnp.zeros_like(x)), []
         bar = StepBar(self.settings.steps, enabled=progress)
         for rows, start in self.table.parts(MAX_BANKS):
-            banks = sampling.write_banks(self.networks, params, reference_latents, rows["time"], inputs.text)
+            banks = sampling.write_banks(
+                self.networks, self._fetch("banks"), reference_latents, rows["time"], inputs.text
+            )
+            params = self._fetch("steps")
             for kind, first, last in runs_of_one_kind(self.kinds, start, start + len(rows["time"]), singly):
                 if not kind.shallow:
                     state = state._replace(deep=None)
@@ -295,13 +321,13 @@ class Program:
         bar.close()
         return state.x
 
-    def _decode(self, params: dict, x: jax.Array, progress: bool) -> np.ndarray:
+    def _decode(self, x: jax.Array, progress: bool) -> np.ndarray:
         """Latents `f h w c` to float32 `f H W 3` in [0, 1]. The device decodes the next while some are fetched."""
-        at_once = self._frames_at_once
+        at_once, params = self._frames_at_once, self._fetch("decoding")
         chunks, waiting, video = range(0, self.frames, at_once), [], []
         for i in tqdm(chunks, disable=not progress, desc="decoding", unit="frame", unit_scale=at_once):
             frames = np.minimum(i + np.arange(at_once, dtype=np.int32), self.frames - 1)
-            waiting.append(sampling.decode(self.networks, self.mesh, params, x, frames))
+            waiting.append(sampling.decode(self.networks, self.mesh, self.model.dtype, params, x, frames))
             if len(waiting) > 1:
                 video.append(np.asarray(waiting.pop(0)))
         video += map(np.asarray, waiting)
@@ -366,8 +392,3 @@ def _check_size(size: Size, factor: int) -> None:
         H, W = size
         near = "x".join(str(max(factor, round(side / factor) * factor)) for side in size)
         raise InputError(f"expected sides divisible by {factor}, found {H}x{W}; the nearest such size is {near}")
-
-
-def _shapes(tree):
-    """The same tree of `jax.ShapeDtypeStruct`s."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

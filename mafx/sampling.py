@@ -1,5 +1,7 @@
 """The sampling loop as it runs on the device: one program for any number of steps, and of frames up to a limit.
 
+The parameters that a function takes are those of the networks of its phase, see PHASES.
+
 The device holds the latents and the motion of all frames. A batch of windows, `p k` frame indices, goes through the
 networks together. Steps and batches of windows are loops inside the program, which is told their lengths when it runs:
 another video of the same size compiles nothing, and nothing waits for the host.
@@ -23,6 +25,15 @@ from mafx.models.unet import Bank
 from mafx.steps import StepKind, WindowBatches
 
 MAX_BYTE = 255
+
+# The phases of an animation in their order, and the networks that each uses, by their names in the tree of parameters.
+PHASES = {
+    "text": ("text",),
+    "reference": ("autoencoder",),
+    "banks": ("appearance",),
+    "steps": ("unet", "control"),
+    "decoding": ("autoencoder",),
+}
 
 
 class Inputs(NamedTuple):
@@ -83,10 +94,11 @@ def write_banks(networks: Animator, params: dict, reference: jax.Array, times: j
     return jax.tree.map(lambda tokens: tokens[:, None], bank)
 
 
-@functools.partial(jit, static_argnums=(0, 1))
-def decode(networks: Animator, mesh: Mesh | None, params: dict, x: jax.Array, frames: jax.Array) -> jax.Array:
-    """Chosen `frames` of latents `f h w c` to float32 pictures `f H W 3` in [0, 1]."""
-    dtype = jax.tree.leaves(params)[0].dtype
+@functools.partial(jit, static_argnums=(0, 1, 2))
+def decode(
+    networks: Animator, mesh: Mesh | None, dtype: jnp.dtype, params: dict, x: jax.Array, frames: jax.Array
+) -> jax.Array:
+    """Chosen `frames` of latents `f h w c` to float32 pictures `f H W 3` in [0, 1], computed in a dtype."""
     latents = _spread(mesh, x[frames].astype(dtype))
     image = _apply(networks, params, latents, method="decode_latents")
     return jnp.clip(image.astype(jnp.float32) / 2 + 0.5, 0, 1)

@@ -99,16 +99,12 @@ def trace(job: Job) -> Traced:
 
 def _trace_part(job: Job) -> Traced:
     program = _animation(job)
-    part = next((part for part in program.parts() if part.name == job.program), None)
+    parts = program.parts(SingleDeviceSharding(devices(job)[0]))
+    part = next((part for part in parts if part.name == job.program), None)
     if part is None:
         raise InputError(f"expected a part of an animation, {', '.join(SAMPLING)}, found {job.program}")
-    sharding = SingleDeviceSharding(devices(job)[0])
-
-    def place(x):
-        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) if hasattr(x, "shape") else x
-
     weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.model.params))
-    return Traced(part.function.trace(*jax.tree.map(place, part.arguments)), part.runs, 1, weights)
+    return Traced(part.function.trace(*part.arguments), part.runs, 1, weights)
 
 
 def _animation(job: Job) -> Program:

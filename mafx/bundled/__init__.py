@@ -17,6 +17,7 @@ from mafx.diffusion.schedule import Schedule
 from mafx.model import Model
 from mafx.models.animator import SIZES
 from mafx.models.text import Tokenizer
+from mafx.placing import host_array
 
 FOLDER = Path(__file__).parent
 
@@ -35,7 +36,7 @@ def load_bundled(dtype: jnp.dtype | str = jnp.float32) -> Model:
     config = bundled_config()
     sizes = SIZES[config.model]
     with np.load(FOLDER / "puppets.npz") as file:
-        params = {name: jnp.asarray(file[name], dtype) for name in file.files}
+        params = {name: host_array(file[name], dtype) for name in file.files}
     rows, columns = config.data.size
     return Model(
         config=sizes,

@@ -24,6 +24,7 @@ from mafx.errors import InputError
 from mafx.model import Model
 from mafx.models.animator import APPEARANCES, RENDERS, AnimatorConfig, parameter_shapes
 from mafx.models.text import Tokenizer
+from mafx.placing import host_array
 from mafx.pretrained import configs
 from mafx.pretrained.configs import PublishedConfigs
 from mafx.pretrained.formats import TensorFile, open_tensors, write_safetensors, write_torch_archive
@@ -96,7 +97,8 @@ def load_pretrained(directory: str | Path, dtype: jnp.dtype | str = jnp.float32)
       dtype: Of the parameters, in which the networks will compute.
 
     Returns:
-      The model. While it is loaded, the memory in use is that of its parameters and of one tensor more.
+      The model. While it is loaded, the memory in use is that of its parameters and of one tensor more. They wait in
+        main memory, and an animation brings them to its device.
 
     Raises:
       InputError: The files do not fit together. The message lists all tensors that are missing, unexpected, of another
@@ -105,7 +107,7 @@ def load_pretrained(directory: str | Path, dtype: jnp.dtype | str = jnp.float32)
     directory = expand_home(directory)
     files = _open_files(directory, PARTS, configs.REQUIRED)
     published = configs.read_configs(directory)
-    flat = {path: jnp.asarray(x, dtype) for path, x in _read(directory, files, published.config)}
+    flat = {path: host_array(x, dtype) for path, x in _read(directory, files, published.config)}
     return Model(
         config=published.config,
         params=flax.traverse_util.unflatten_dict(flat),

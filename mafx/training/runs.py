@@ -13,6 +13,7 @@ from mafx.errors import InputError
 from mafx.model import Model
 from mafx.models.animator import SIZES, AnimatorConfig
 from mafx.models.text import Tokenizer
+from mafx.placing import host_array, host_sharding
 from mafx.training.checkpoints import read_parameters
 from mafx.training.step import unflatten
 
@@ -52,11 +53,11 @@ def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoi
       InputError: Where there is no such run or checkpoint.
     """
     workdir = expand_home(workdir)
-    flat, config = read_parameters(workdir, checkpoint)
+    flat, config = read_parameters(workdir, checkpoint, lambda flat: dict.fromkeys(flat, host_sharding()))
     sizes = model_sizes(config)
     return Model(
         config=sizes,
-        params=unflatten({name: jnp.asarray(x, dtype) for name, x in flat.items()}),
+        params=unflatten({name: host_array(x, dtype) for name, x in flat.items()}),
         tokenizer=make_tokenizer(sizes, workdir),
         schedule=Schedule(**config.schedule),
         size=tuple(config.data.size),
