@@ -27,7 +27,8 @@ Reading order, in which a module imports only from those before it:
     media, densepose, metrics
     diffusion: schedule, samplers, losses, windows
     data: puppets, clips, raw, layouts, staging, builders, datasets, examples, latents
-    models: kernels, convolution, layers, attention, temporal, unet, control, autoencoder, text, ablated, animator
+    models: kernels, convolution, layers, fused, attention, temporal, unet, control
+    models: autoencoder, text, ablated, animator
     placing, model
     pretrained: formats, names, configs, layout
     bundled

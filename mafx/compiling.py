@@ -12,10 +12,13 @@ import jax
 
 from mafx.commands import expand_home
 
-# XLA's newer library of kernels for CPUs (YNNPACK) is slower than what it replaces: matrix products of 320 to 1280
-# channels run at 125 to 200 instead of 205 to 215 GFLOP/s on two Zen 4 cores, convolutions at 100 to 160 instead of 150
-# to 200.
-CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": ""}
+# By platform. XLA's newer library of kernels for CPUs (YNNPACK) is slower than what it replaces: matrix products of 320
+# to 1280 channels run at 125 to 200 instead of 205 to 215 GFLOP/s on two Zen 4 cores, convolutions at 100 to 160 instead
+# of 150 to 200. On GPUs, XLA would join the weights of queries, keys and values again at every step.
+COMPILER_OPTIONS: dict[str, dict[str, str]] = {
+    "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
+    "gpu": {"xla_gpu_dot_merger_threshold_mb": "0"},
+}
 
 # What JAX reports before and after XLA compiles a program, with the seconds that it took.
 LOWERED_EVENT = "/jax/core/compile/jaxpr_to_mlir_module_duration"
@@ -48,13 +51,12 @@ class jit:  # noqa: N801 (it is used like jax.jit)
 @functools.cache
 def compiler_options() -> dict[str, str]:
     """The options for the default backend; none where this version of XLA does not know them."""
-    if jax.default_backend() != "cpu":
-        return {}
+    options = COMPILER_OPTIONS.get(jax.default_backend(), {})
     try:
-        jax.jit(lambda: 0, compiler_options=CPU_OPTIONS).lower().compile()
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:
         return {}
-    return CPU_OPTIONS
+    return options
 
 
 def keep_programs(folder: str | Path) -> None:

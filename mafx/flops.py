@@ -31,6 +31,8 @@ def count_flops(jaxpr: Jaxpr) -> int:
             taps = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
             # zeros that a dilated input (the gradient of a strided convolution) is filled with are no work
             total += 2 * math.prod(out) * taps // math.prod(params["lhs_dilation"])
+        elif equation.primitive.name == "pallas_call" and params["cost_estimate"] is not None:
+            total += params["cost_estimate"].flops  # without what blocks compute in vain
         elif equation.primitive.name in CUDNN_PRODUCTS:
             (*batch, n, a, d), k = _shape(equation.invars[0]), _shape(equation.invars[1])[-3]
             total += CUDNN_PRODUCTS[equation.primitive.name] * 2 * math.prod(batch) * n * k * a * d

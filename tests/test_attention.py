@@ -1,13 +1,14 @@
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import normal
+from conftest import normal, relative_error
 from jax.sharding import PartitionSpec
 
-from mafx.models.attention import Attention, FeedForward, SpatialTransformer, attention, choose_kernel
+from mafx.models.attention import KERNELS, Attention, FeedForward, SpatialTransformer, attention, geglu, kernel_order
 from mafx.models.kernels import Kernels
 from mafx.training.sharding import batch_sharding, make_mesh
 
@@ -17,6 +18,7 @@ SMALL_BLOCKS = {name: Kernels(attention=name, block_score_bytes=600) for name in
 INTERPRETED = {
     "plain": Kernels(attention="plain"),
     "splash": Kernels(attention="splash", splash_block=128, interpret=True),
+    "two_part": Kernels(attention="two_part", interpret=True),
 }
 
 
@@ -68,7 +70,7 @@ def test_large_scores_are_not_materialised(rng):
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), y)
         for y in inputs(rng, f=4, n=4096, k=4096, m=4096, heads=8)
     )
-    assert choose_kernel(q, own, shared, Kernels("cpu")) == "blockwise"
+    assert kernel_order(q, own, shared, None, Kernels("cpu"))[0] == "blockwise"
 
     def temporary_bytes(kernels):
         program = jax.jit(lambda *x: attention(*x, kernels=kernels)).lower(q, own, shared).compile()
@@ -115,39 +117,107 @@ def test_splash_has_the_gradient_of_plain_on_one_device_and_on_many(rng):
 def test_tpus_take_splash_where_tokens_suit_it(rng):
     q, own, shared = inputs(rng, n=256, k=256, m=128)
     text = tuple(x[:, :77] for x in shared)
-    assert choose_kernel(q, own, shared, Kernels("tpu", devices=8)) == "plain"  # several devices, and no mesh
+    assert kernel_order(q, own, shared, None, Kernels("tpu", devices=8))[0] == "plain"  # several devices, and no mesh
     one_device = Kernels("tpu", devices=1)
-    assert choose_kernel(q, own, shared, one_device) == "splash"
-    assert choose_kernel(q, None, text, one_device) == "plain"
-    assert choose_kernel(q[:, :, :64], own, None, one_device) == "plain"
+    assert kernel_order(q, own, shared, None, one_device)[0] == "splash"
+    assert kernel_order(q, None, text, None, one_device)[0] == "plain"
+    assert kernel_order(q[:, :, :64], own, None, None, one_device)[0] == "plain"
 
 
-@pytest.mark.parametrize(
-    ("card", "sampling", "training"),
-    [
-        ((7, 5), [], []),  # T4
-        ((8, 0), [40, 80], [40, 80]),  # A100
-        ((8, 9), [40, 80], [40, 80]),  # RTX 4090
-        ((9, 0), [40, 80, 160], [40, 80, 160]),  # H100
-        ((10, 0), [40, 80, 160], [40, 80]),  # B200
-    ],
-)
+NVIDIA_CARDS = [  # compute capability, and the widths of heads for which sampling and training take cuDNN
+    ((7, 5), [], []),  # T4
+    ((8, 0), [40, 80], [40, 80]),  # A100
+    ((8, 6), [40, 80], [40, 80]),  # RTX 3090
+    ((8, 9), [40, 80], [40, 80]),  # RTX 4090, L4
+    ((9, 0), [40, 80, 160], [40, 80, 160]),  # H100
+    ((10, 0), [40, 80, 160], [40, 80]),  # B200
+]
+
+
+@pytest.mark.parametrize(("card", "sampling", "training"), NVIDIA_CARDS)
 def test_nvidia_cards_take_cudnn_for_widths_that_it_has(rng, card, sampling, training):
     """Widths 40, 80 and 160 are Stable Diffusion's, 20 those of half its size, and 4 of the tiny model."""
 
-    def widths(gradient):
+    def chosen(gradient):
         kernels = Kernels("gpu", capability=card, gradient=gradient, devices=1)
         arguments = {d: jnp.zeros((1, 1, 256, 1, d), jnp.bfloat16) for d in (4, 20, 40, 80, 160)}
-        return [d for d, q in arguments.items() if choose_kernel(q, (q, q), None, kernels) == "cudnn"]
+        return {d: kernel_order(q, (q, q), None, None, kernels)[0] for d, q in arguments.items()}
 
-    assert (widths(gradient=False), widths(gradient=True)) == (sampling, training)
+    def widths(choice, name):
+        return [d for d, kernel in choice.items() if kernel == name]
+
+    in_sampling, in_training = chosen(gradient=False), chosen(gradient=True)
+    assert (widths(in_sampling, "cudnn"), widths(in_training, "cudnn")) == (sampling, training)
+    others = [d for d in in_sampling if d not in sampling]
+    assert widths(in_sampling, "two_part") == (others if card >= (8, 0) else [])
+    assert set(widths(in_training, "plain")) == set(in_training) - set(training)
 
 
 def test_cudnn_is_not_for_float32_nor_for_few_queries(rng):
     q, own, shared = inputs(rng, n=256, k=256, m=128, d=8)
     half, kernels = q.astype(jnp.float16), Kernels("gpu", capability=(9, 0), devices=1)
-    chosen = [choose_kernel(x, own, shared, kernels) for x in (half, q, half[:, :, :128])]
-    assert chosen == ["cudnn", "plain", "plain"]
+    chosen = [kernel_order(x, own, shared, None, kernels) for x in (half, q, half[:, :, :32])]
+    assert chosen == [["cudnn", "two_part", "plain"], ["plain"], ["two_part", "plain"]]
+    keep = jnp.array([True, False])
+    assert kernel_order(half[:, :, :32], own, shared, keep, kernels) == ["plain"]  # two_part hides no keys
+    several = dataclasses.replace(kernels, devices=8)  # and no mesh
+    assert kernel_order(half, own, shared, None, several) == ["cudnn", "plain"]
+
+
+@pytest.mark.parametrize(("own_keys", "shared_keys", "width"), [(70, 33, 40), (65, 0, 160), (0, 77, 20), (1, 32, 80)])
+def test_two_part_equals_the_definition(rng, own_keys, shared_keys, width):
+    """Numbers of queries, keys and channels that blocks divide or not."""
+    q, own, shared = inputs(rng, b=2, f=2, n=70, k=max(own_keys, 1), m=max(shared_keys, 1), heads=2, d=width)
+    own, shared = own if own_keys else None, shared if shared_keys else None
+    got = attention(q, own, shared, kernels=INTERPRETED["two_part"])
+    np.testing.assert_allclose(got, by_definition(q, own, shared), atol=5e-6)
+
+
+def test_two_part_on_many_devices(rng):
+    mesh = make_mesh({"data": 2}, jax.devices()[:2])
+    args = inputs(rng, b=2, f=2, n=40, k=40, m=33, d=16)
+    attend = jax.jit(lambda args: attention(*args, kernels=INTERPRETED["two_part"]))
+    got = attend(jax.device_put(args, batch_sharding(mesh)))
+    np.testing.assert_allclose(got, by_definition(*args), atol=5e-6)
+    assert got.sharding.is_equivalent_to(batch_sharding(mesh), got.ndim)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3, 40), (1, 300, 1, 64)])
+def test_geglu_at_once_equals_geglu_in_steps(rng, shape):
+    """In bfloat16, since the kernel takes 16 bits; what differs is the rounding between the steps."""
+    c, o = shape[-1], 128
+    x, kernel, bias = (jnp.asarray(rng.normal(size=s), jnp.bfloat16) for s in (shape, (c, 2 * o), (2 * o,)))
+    card = Kernels("gpu", capability=(8, 0), devices=1, interpret=True)
+    exact = geglu(*(y.astype(jnp.float32) for y in (x, kernel, bias)))
+    in_steps, at_once = geglu(x, kernel, bias), geglu(x, kernel, bias, card)
+    assert at_once.dtype == jnp.bfloat16 and at_once.shape == in_steps.shape
+    errors = [relative_error(y.astype(jnp.float32), exact) for y in (in_steps, at_once)]
+    assert errors[1] < min(errors[0], 2**-8)
+    with_gradient = jax.make_jaxpr(functools.partial(geglu, kernels=dataclasses.replace(card, gradient=True)))
+    assert "pallas_call" not in str(with_gradient(x, kernel, bias))
+
+
+def test_a_refused_kernel_is_left_out_and_said_once(rng, monkeypatch, caplog):
+    """A library that refuses while the program is traced, and a compiler that refuses what was traced."""
+
+    def refuse_tracing(*_, kernels):
+        raise NotImplementedError("no plan for this card")
+
+    def refuse_compiling(q, *_, kernels):
+        return jax.ffi.ffi_call("a_library_that_is_not_here", jax.ShapeDtypeStruct(q.shape, q.dtype))(q)
+
+    q, own, shared = (jax.tree.map(lambda x: x.astype(jnp.bfloat16), y) for y in inputs(rng, n=64, k=64, m=64, d=8))
+    card = Kernels("gpu", capability=(9, 0), devices=1, interpret=True, probe=True)
+    assert kernel_order(q, own, shared, None, card) == ["cudnn", "two_part", "plain"]
+    expected = attention(q, own, shared, kernels=Kernels(attention="plain"))
+    monkeypatch.setitem(KERNELS, "cudnn", refuse_tracing)
+    monkeypatch.setitem(KERNELS, "two_part", refuse_compiling)
+    for _ in range(2):
+        got = jax.jit(lambda *args: attention(*args, kernels=card))(q, own, shared)
+        np.testing.assert_array_equal(got.astype(jnp.float32), expected.astype(jnp.float32))
+    messages = [record.getMessage() for record in caplog.records if "is not used" in record.getMessage()]
+    assert [message.split()[2] for message in messages] == ["cudnn", "two_part"]
+    assert "no plan for this card" in messages[0]
 
 
 @pytest.mark.parametrize("parts", ["own", "shared", "both", "some"])

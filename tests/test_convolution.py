@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import relative_error
 
-from mafx.models.convolution import MATRICES, winograd, winograd_tile
+from mafx.models.convolution import MATRICES, convolve_enlarged, winograd, winograd_tile
 from mafx.models.kernels import Kernels
 from mafx.models.layers import conv3x3
 
@@ -67,3 +67,22 @@ def test_layers_take_it():
         return str(jax.make_jaxpr(layer.apply)(params, x)).count("conv_general_dilated")
 
     assert [convolutions(1, "cpu"), convolutions(2, "cpu"), convolutions(1, "gpu")] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("size", [(4, 6), (1, 1), (5, 3)])
+def test_enlarged_by_phases(rng, size):
+    """What a GPU computes from the small picture is the convolution of the enlarged one, and so are the gradients."""
+    x, kernel = draw(rng, 2, *size, 6), draw(rng, 3, 3, 6, 5)
+
+    def enlarged(platform):
+        def convolve(x, kernel):
+            y = convolve_enlarged(x, kernel, (1, 1), ((1, 1), (1, 1)), Kernels(platform=platform), **SAME)
+            return jnp.sin(y).sum(), y
+
+        return jax.grad(convolve, (0, 1), has_aux=True)(x, kernel)
+
+    (gradients, y), (wanted_gradients, wanted) = enlarged("gpu"), enlarged("cpu")
+    assert y.shape == (2, 2 * size[0], 2 * size[1], 5)
+    assert relative_error(y, wanted) < 1e-6
+    for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
+        assert relative_error(gradient, wanted_gradient) < 1e-5

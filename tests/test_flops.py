@@ -54,6 +54,16 @@ def test_attention_kernels_count_as_the_definition_does(kernel):
     assert count_flops(gradient.jaxpr) == pytest.approx(PRODUCTS[kernel] * products, rel=0.01)
 
 
+def test_kernels_of_ours_count_what_they_are_for():
+    """Not what their blocks compute in vain: 20 channels of a head are padded to 32, 77 keys to 96."""
+    q, text = jnp.ones((1, 2, 64, 4, 20), jnp.bfloat16), jnp.ones((1, 77, 4, 20), jnp.bfloat16)
+
+    def attend(q, text):
+        return attention(q, None, (text, text), kernels=Kernels(attention="two_part"))
+
+    assert count_flops(jax.make_jaxpr(attend)(q, text).jaxpr) == 2 * 2 * 2 * 64 * 77 * 4 * 20
+
+
 @pytest.mark.parametrize(("name", "products"), CUDNN_PRODUCTS.items())
 def test_cudnn_attention_counts_by_its_name(name, products):
     """The primitive itself can be traced only where cuDNN is, so one of its name stands in."""

@@ -1,8 +1,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from conftest import normal, relative_error
 
-from mafx.models.temporal import TemporalConfig, TemporalTransformer, frame_sinusoid
+from mafx.models.kernels import Kernels
+from mafx.models.temporal import TemporalConfig, TemporalTransformer, frame_attention, frame_sinusoid
 
 
 def test_sinusoid_by_hand():
@@ -37,3 +40,28 @@ def test_order_of_frames_matters_and_positions_get_no_gradient(rng):
     grads = jax.grad(lambda p: jnp.square(module.apply(p, x)).sum())(params)["params"]["transformer_blocks_0"]
     assert all((grads[f"attention_blocks_{i}"]["pe"] == 0).all() for i in range(2))
     assert np.abs(grads["attention_blocks_0"]["to_q"]["kernel"]).max() > 0
+
+
+@pytest.mark.parametrize(("frames", "positions", "width"), [(16, 10, 40), (5, 7, 12), (24, 3, 160)])
+def test_fused_frame_attention_equals_that_by_position(rng, frames, positions, width):
+    """Blocks that are not full along frames, positions and channels."""
+    q, k, v = (normal(rng, 2, frames, positions, 2, width).astype(jnp.bfloat16) for _ in range(3))
+    exact = frame_attention(*(x.astype(jnp.float32) for x in (q, k, v)))
+    card = Kernels("gpu", capability=(8, 0), devices=1, interpret=True)
+    attend = jax.jit(frame_attention, static_argnums=3)
+    assert "pallas_call" in str(jax.make_jaxpr(attend, static_argnums=3)(q, k, v, card))
+    assert relative_error(attend(q, k, v, card).astype(jnp.float32), exact) < 2**-8
+
+
+@pytest.mark.parametrize(
+    "kernels",
+    [
+        Kernels("gpu", capability=(7, 5), devices=1),  # a T4
+        Kernels("gpu", capability=(8, 0), devices=1, gradient=True),
+        Kernels("gpu", capability=(8, 0), devices=8),  # and no mesh
+        Kernels("tpu", devices=1),
+    ],
+)
+def test_frame_attention_is_not_fused(rng, kernels):
+    q = normal(rng, 1, 4, 3, 2, 16).astype(jnp.bfloat16)
+    assert "pallas_call" not in str(jax.make_jaxpr(frame_attention, static_argnums=3)(q, q, q, kernels))

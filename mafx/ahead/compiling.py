@@ -18,6 +18,7 @@ import jax
 from mafx.ahead.pallas import PallasCall, pallas_calls
 from mafx.ahead.programs import Job, answer_for_card, trace
 from mafx.ahead.targets import Nvidia
+from mafx.compiling import COMPILER_OPTIONS
 from mafx.errors import InputError, is_out_of_memory
 from mafx.flops import count_flops
 
@@ -148,7 +149,9 @@ def main(folder: Path) -> int:
 
 
 def _compile(job: Job, folder: Path) -> None:
-    options = NVIDIA_OPTIONS if isinstance(job.card, Nvidia) else TPU_OPTIONS
+    options: dict = NVIDIA_OPTIONS if isinstance(job.card, Nvidia) else TPU_OPTIONS
+    if not job.trains:
+        options = COMPILER_OPTIONS.get(job.card.platform, {}) | options
     if isinstance(job.card, Nvidia):
         answer_for_card(job.card)
     traced = trace(job)

@@ -6,7 +6,8 @@ Tokens are `b f n c`: every frame has `n` of its own. What all frames of an exam
 
 import functools
 import math
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,15 @@ from einops import rearrange, repeat
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from mafx.models.kernels import DEFAULT_KERNELS, Kernels
+from mafx.models import fused
+from mafx.models.kernels import DEFAULT_KERNELS, Kernels, first_that_compiles
 from mafx.models.layers import GroupNorm, LayerNorm
 
 KeysValues = tuple[jax.Array, jax.Array]
 Grid = tuple[int, int]  # rows and columns
 
 SPLASH_LANES = 128  # numbers of queries and keys must be multiples of this in splash attention
-MIN_CUDNN_QUERIES = 128  # with fewer queries, launching the kernel takes longer than computing
+MIN_CUDNN_QUERIES = 64  # cuDNN was asked for plans of no fewer
 SINUSOID_PERIODS = (4, 32)  # shortest and longest period of `grid_sinusoid`, in positions
 SINUSOID_AMPLITUDE = 2
 
@@ -49,38 +51,70 @@ def attention(
       shared: Keys and values of all frames, both `b m a d`. At least one of `own` and `shared` is given.
       keep: bool `b`, the examples that see `shared`; all of them if None. It needs `own`.
       kernels: What the kernel is chosen for. `kernels.attention` names one of KERNELS instead: "plain" holds all scores
-        in memory, "blockwise" those of a few queries of one head, "cudnn" (NVIDIA, 16 bits) and "splash" (TPU,
-        multiples of 128 queries and keys) none.
+        in memory, "blockwise" those of a few queries of one head, "cudnn" (NVIDIA, 16 bits), "two_part" (the same,
+        without gradient) and "splash" (TPU, multiples of 128 queries and keys) none.
 
     Returns: `b f n a d` in the dtype of q. Scores and softmax are float32.
 
     Raises:
       ValueError: For an unknown kernel.
     """
-    name = kernels.attention
-    if name == "auto":
-        name = choose_kernel(q, own, shared, kernels)
-    if name not in KERNELS:
-        raise ValueError(f"attention kernel {name!r} is unknown, expected one of auto, {', '.join(KERNELS)}")
-    return KERNELS[name](q, own, shared, keep, kernels)
+    names = kernel_order(q, own, shared, keep, kernels) if kernels.attention == "auto" else [kernels.attention]
+    if names[0] not in KERNELS:
+        raise ValueError(f"attention kernel {names[0]!r} is unknown, expected one of auto, {', '.join(KERNELS)}")
+    candidates = [(name, functools.partial(KERNELS[name], kernels=kernels)) for name in names]
+    return first_that_compiles(candidates, (q, own, shared, keep), kernels)(q, own, shared, keep)
 
 
-def choose_kernel(q: jax.Array, own: KeysValues | None, shared: KeysValues | None, kernels: Kernels) -> str:
-    """The key of KERNELS for arguments of `attention`. Limits are per example: under jit `b` is the global batch."""
-    platform = kernels.traced_platform
-    if platform == "gpu" and q.shape[2] > MIN_CUDNN_QUERIES and kernels.cudnn_takes(q.dtype, q.shape[-1]):
-        return "cudnn"
+def kernel_order(
+    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, kernels: Kernels
+) -> list[str]:
+    """The keys of KERNELS that fit these arguments of `attention`, the fastest first. The last one fits always.
+
+    Limits are per example: under jit `b` is the global batch.
+    """
+    platform, n, order = kernels.traced_platform, q.shape[2], []
     tokens = sum(kv[0].shape[-3] for kv in (own, shared) if kv is not None)
-    # Splash attention must know the mesh. The types of traced arrays hold it only where jit was given arrays on one.
-    has_mesh = kernels.device_count == 1 or not jax.typeof(q).sharding.mesh.empty
-    if platform == "tpu" and has_mesh and q.shape[2] % SPLASH_LANES == tokens % SPLASH_LANES == 0:
-        return "splash"
+    if platform == "gpu" and n >= MIN_CUDNN_QUERIES and kernels.cudnn_takes(q.dtype, q.shape[-1]):
+        order.append("cudnn")
+    if kernels.fuses(q.dtype) and keep is None and spreads(q, kernels):
+        order.append("two_part")
+    if platform == "tpu" and spreads(q, kernels) and n % SPLASH_LANES == tokens % SPLASH_LANES == 0:
+        order.append("splash")
     score_bytes = 4 * math.prod(q.shape[1:-1]) * tokens
-    return "plain" if score_bytes <= kernels.plain_score_limit else "blockwise"
+    return [*order, "plain" if score_bytes <= kernels.plain_score_limit else "blockwise"]
+
+
+def spreads(x: jax.Array, kernels: Kernels) -> bool:
+    """Whether `on_each_device` can compute on `x`.
+
+    It must know the mesh. The types of traced arrays hold it only where jit was given arrays on one.
+    """
+    return kernels.device_count == 1 or not jax.typeof(x).sharding.mesh.empty
+
+
+def on_each_device(function: Callable[..., jax.Array], x: jax.Array, *arguments: Any, whole: tuple = ()) -> jax.Array:
+    """Call a kernel that XLA cannot split over devices: every device calls it with its examples.
+
+    Where the devices do not divide the batch, each of them computes all of it.
+
+    Args:
+      function: Called with all the following arguments.
+      x: An array with examples on the first axis.
+      arguments: Trees of such arrays.
+      whole: Arrays that every device needs all of.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if mesh.empty:
+        return function(x, *arguments, *whole)
+    examples = PartitionSpec(mesh.axis_names if len(x) % mesh.size == 0 else None)
+    specs = (examples,) * (1 + len(arguments)) + (PartitionSpec(),) * len(whole)
+    spread = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=examples, check_vma=False)
+    return spread(x, *arguments, *whole)
 
 
 def _plain(
-    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, _: Kernels
+    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, kernels: Kernels
 ) -> jax.Array:
     parts = []  # einsum of scores, einsum of values, keys and values
     if own is not None:
@@ -193,21 +227,20 @@ def _cudnn(
     return out.reshape(b, f, n, *out.shape[-2:])
 
 
+def _two_part(
+    q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, kernels: Kernels
+) -> jax.Array:
+    """A kernel of ours, see `fused.py`."""
+    if keep is not None:
+        raise NotImplementedError("attention kernel two_part hides no keys")
+    return on_each_device(functools.partial(fused.two_part_attention, interpret=kernels.interpret), q, own, shared)
+
+
 def _splash(
     q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None, kernels: Kernels
 ) -> jax.Array:
-    """JAX's kernel, `jax.experimental.pallas.ops.tpu.splash_attention`.
-
-    XLA cannot split it over devices, so every device gets its examples here.
-    """
-    attend = functools.partial(_splash_on_one_device, kernels=kernels)
-    mesh = jax.typeof(q).sharding.mesh
-    if mesh.empty:
-        return attend(q, own, shared, keep)
-    # Where the devices do not divide the batch, each of them attends all of it.
-    examples = PartitionSpec(mesh.axis_names if len(q) % mesh.size == 0 else None)
-    spread = jax.shard_map(attend, mesh=mesh, in_specs=examples, out_specs=examples, check_vma=False)
-    return spread(q, own, shared, keep)
+    """JAX's kernel, `jax.experimental.pallas.ops.tpu.splash_attention`."""
+    return on_each_device(functools.partial(_splash_on_one_device, kernels=kernels), q, own, shared, keep)
 
 
 def _splash_on_one_device(
@@ -240,7 +273,7 @@ def _splash_on_one_device(
     return jnp.moveaxis(out, 0, 1).reshape(b, f, n, a, d)
 
 
-KERNELS = {"plain": _plain, "blockwise": _blockwise, "cudnn": _cudnn, "splash": _splash}
+KERNELS = {"plain": _plain, "blockwise": _blockwise, "cudnn": _cudnn, "two_part": _two_part, "splash": _splash}
 
 
 def grid_sinusoid(h: int, w: int, width: int) -> jax.Array:
@@ -313,18 +346,65 @@ class Attention(nn.Module):
         own = keys_values(x) if context is None else None
         common = bank if context is None else context
         shared = None if common is None else keys_values(common)
-        queries = add_positions(split_heads(to_q(x)))
-        out = attention(queries, own, shared, keep, kernels=self.kernels)
+        out = self.attend(add_positions(split_heads(to_q(x))), own, shared, keep)
         return nn.Dense(width, name="to_out")(rearrange(out, "... a d -> ... (a d)"))
 
+    def attend(
+        self, q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None
+    ) -> jax.Array:
+        """Which tokens attend which, see `attention`."""
+        return attention(q, own, shared, keep, kernels=self.kernels)
 
-class FeedForward(nn.Module):
-    """GEGLU: width -> 4 width, gated by the exact GELU (not the tanh approximation) -> width."""
+
+def geglu(x: jax.Array, kernel: jax.Array, bias: jax.Array, kernels: Kernels = DEFAULT_KERNELS) -> jax.Array:
+    """y gelu(gate) for the two halves y and gate of x kernel + bias, with the exact GELU (not the tanh approximation).
+
+    Args:
+      x: Tokens `b f n c`.
+      kernel: `c 2o`.
+      bias: `2o`.
+      kernels: What the kernel is chosen for.
+
+    Returns: `b f n o`.
+    """
+
+    def in_steps(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+        y, gate = jnp.split(jnp.dot(x, kernel) + jnp.expand_dims(bias, range(x.ndim - 1)), 2, axis=-1)
+        return y * nn.gelu(gate, approximate=False)
+
+    candidates = [("in_steps", in_steps)]
+    if kernels.fuses(x.dtype) and spreads(x, kernels) and kernel.shape[-1] % (2 * fused.GEGLU_COLUMNS) == 0:
+
+        def at_once(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> jax.Array:
+            return on_each_device(functools.partial(fused.geglu, interpret=kernels.interpret), x, whole=(kernel, bias))
+
+        candidates.insert(0, ("geglu", at_once))
+    return first_that_compiles(candidates, (x, kernel, bias), kernels)(x, kernel, bias)
+
+
+class GatedDense(nn.Module):
+    """A dense layer whose outputs are half values, half gates of those, see `geglu`."""
+
+    width: int
+    kernels: Kernels = DEFAULT_KERNELS
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y, gate = jnp.split(nn.Dense(8 * x.shape[-1], name="proj_in")(x), 2, axis=-1)
-        return nn.Dense(x.shape[-1], name="proj_out")(y * nn.gelu(gate, approximate=False))
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 2 * self.width))
+        bias = self.param("bias", nn.initializers.zeros_init(), (2 * self.width,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias)
+        return geglu(x, kernel, bias, self.kernels)
+
+
+class FeedForward(nn.Module):
+    """Tokens of any width to 4 times as many channels, gated, and back."""
+
+    kernels: Kernels = DEFAULT_KERNELS
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        return nn.Dense(width, name="proj_out")(GatedDense(4 * width, self.kernels, name="proj_in")(x))
 
 
 class TransformerBlock(nn.Module):
@@ -348,7 +428,7 @@ class TransformerBlock(nn.Module):
             return None, written
         x = x + Attention(self.heads, self.kernels, name="attn1")(written, bank=bank, grid=grid)
         x = x + Attention(self.heads, self.kernels, name="attn2")(LayerNorm(name="norm2")(x), context=text)
-        x = x + FeedForward(name="ff")(LayerNorm(name="norm3")(x))
+        x = x + FeedForward(self.kernels, name="ff")(LayerNorm(name="norm3")(x))
         return x, written
 
 

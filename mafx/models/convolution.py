@@ -1,4 +1,4 @@
-"""3x3 convolutions: one function that chooses the algorithm.
+"""3x3 convolutions, of pictures and of enlarged ones: functions that choose the algorithm.
 
 XLA's convolution on a CPU does every multiplication of the definition. Winograd's minimal filtering (*Fast Algorithms
 for Convolutional Neural Networks*, arXiv 1509.09308) gives the same sums up to rounding. It needs 4 (tiles of 2x2
@@ -70,6 +70,43 @@ def convolve(
     if tile:
         return winograd(x, kernel, tile)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+
+
+def convolve_enlarged(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding, kernels: Kernels = DEFAULT_KERNELS, **options
+) -> jax.Array:
+    """A 3x3 convolution with one pixel of padding, of `x` with all rows and columns repeated once.
+
+    The arguments are those of `convolve`. On a GPU the enlarged picture is never made, see `convolve_phases`. On a CPU
+    Winograd's filtering takes fewer multiplications.
+
+    Returns: `b 2h 2w o`.
+    """
+    if kernels.traced_platform == "gpu":
+        return convolve_phases(x, kernel)
+    return convolve(x.repeat(2, axis=1).repeat(2, axis=2), kernel, strides, padding, kernels, **options)
+
+
+def convolve_phases(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """What `convolve_enlarged` computes, by 4/9 of its multiplications.
+
+    Three neighbouring rows of the enlarged picture come from two rows of `x`, so that two taps get the same pixels and
+    can be added up beforehand: (w0, w1 + w2) for even output rows, (w0 + w1, w2) for odd ones. The same holds for
+    columns. One convolution with 2x2 taps computes all four phases of the output.
+
+    Letters: `p q` phase of the output along rows and columns, `u v` taps.
+    """
+    _, h, w, _ = x.shape
+    sums = np.zeros((2, 2, 3), np.float32)  # phase, tap, tap of the 3x3 kernel
+    sums[0, 0, 0] = sums[0, 1, 1:] = sums[1, 0, :2] = sums[1, 1, 2] = 1
+    phases = jnp.einsum("pui,qvj,ijco->uvcpqo", sums, sums, kernel.astype(jnp.float32)).astype(kernel.dtype)
+    taps = rearrange(phases, "u v c p q o -> u v c (p q o)")
+    padding = ((1, 1), (1, 1))
+    y = jax.lax.conv_general_dilated(x, taps, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    y = rearrange(y, "b h w (p q o) -> b h w p q o", p=2, q=2)
+    # An even row looks at the row above, an odd row at the one below: its outputs are one further on.
+    aligned = [y[:, p : h + p, q : w + q, p, q] for p in range(2) for q in range(2)]
+    return rearrange(aligned, "(p q) b h w o -> b (h p) (w q) o", p=2)
 
 
 def winograd_tile(x: jax.Array, kernel: jax.Array, platform: str) -> int:

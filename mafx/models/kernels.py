@@ -1,6 +1,9 @@
-"""What kernels are chosen for. Networks hold this value; `attention.py` and `convolution.py` decide by it."""
+"""What kernels are chosen for. Networks hold this value; the functions that have several kernels decide by it."""
 
 import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +39,7 @@ CUDNN_ATTENTION = (
 )
 CUDNN_WIDTH_STEP = 8  # widths are multiples of this
 CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+FUSED_FIRST = (8, 0)  # `fused.py` is compiled by Triton, which compiles for no older cards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +59,10 @@ class Kernels:
         `PLAIN_SCORE_BYTES_CPU` or `PLAIN_SCORE_BYTES`, by platform.
       block_score_bytes: Largest score matrix of one block of queries of one head in blockwise attention, in bytes.
       splash_block: Queries and keys that a TPU core takes at once in splash attention.
-      interpret: Whether XLA stands in for kernels of hardware that is not here: Pallas' interpreter for those of TPUs,
-        XLA's own attention for cuDNN's. For tests.
+      interpret: Whether XLA stands in for kernels of hardware that is not here: Pallas' interpreter for those of TPUs
+        and for those in `fused.py`, XLA's own attention for cuDNN's. For tests.
+      probe: Whether a kernel is compiled alone before it is chosen, see `first_that_compiles`. None means on GPUs, and
+        only where the program is traced for this process' own backend.
     """
 
     platform: str | None = None
@@ -68,6 +74,7 @@ class Kernels:
     block_score_bytes: int = 8 * MIB
     splash_block: int = 512
     interpret: bool = False
+    probe: bool | None = None
 
     @property
     def traced_platform(self) -> str:
@@ -89,6 +96,18 @@ class Kernels:
             return False
         return width <= (rows[-1].backward if self.gradient else rows[-1].forward)
 
+    def fuses(self, dtype: jnp.dtype) -> bool:
+        """Whether the kernels in `fused.py` can be used. They have no gradient, and compute in 16 bits."""
+        on_card = self.traced_platform == "gpu" and self.card_capability >= FUSED_FIRST
+        return on_card and not self.gradient and dtype in CUDNN_DTYPES
+
+    @property
+    def probes(self) -> bool:
+        """Whether kernels are compiled alone before they are chosen."""
+        if self.probe is not None:
+            return self.probe
+        return self.platform is None and jax.default_backend() == "gpu"
+
     @property
     def device_count(self) -> int:
         """The number of devices, asked of JAX where it is not given."""
@@ -103,3 +122,50 @@ class Kernels:
 
 
 DEFAULT_KERNELS = Kernels()  # for the hardware of this process
+
+
+Candidate = tuple[str, Callable[..., Any]]
+
+
+def first_that_compiles(candidates: Sequence[Candidate], arguments: tuple, kernels: Kernels) -> Callable[..., Any]:
+    """The first of some functions that the library and the compiler of this machine accept.
+
+    Tables say beforehand which kernels fit. Libraries change all the same. So each candidate but the last is compiled
+    alone, once for each shape, and left out with a warning if that fails.
+
+    Args:
+      candidates: Names and functions, the best first. The last one always works.
+      arguments: What the function will be called with: arrays, traced or not.
+      kernels: Whether to probe, and whether gradients are wanted.
+    """
+    *others, (_, last) = candidates
+    if not kernels.probes:
+        return candidates[0][1]
+    leaves, structure = jax.tree.flatten(arguments)
+    shapes = tuple((x.shape, x.dtype) for x in leaves)
+    for name, function in others:
+        case = name, kernels, structure, shapes
+        if case not in _probed:
+            _probed[case] = _compiles(name, function, arguments, kernels.gradient)
+        if _probed[case]:
+            return function
+    return last
+
+
+_probed: dict[tuple, bool] = {}  # whether a kernel compiles, by its name, what it is chosen for, and shapes
+
+
+def _compiles(name: str, function: Callable[..., Any], arguments: tuple, gradient: bool) -> bool:
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+
+    def summed(arguments: tuple) -> jax.Array:
+        return function(*arguments).astype(jnp.float32).sum()
+
+    program = jax.grad(summed, allow_int=True) if gradient else summed
+    try:
+        jax.jit(program).lower(shapes).compile()
+    except (NotImplementedError, ValueError, jax.errors.JaxRuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        logging.warning("the kernel %s is not used for %s: %s", name, shapes[0], reason)
+        return False
+    return True

@@ -149,7 +149,8 @@ class _Level(nn.Module):
     def temporal(self, i: int, x: jax.Array) -> jax.Array:
         if self.config.temporal is None:
             return x
-        return self._block(TemporalTransformer, self.config.temporal, name=f"motion_modules_{i}")(x)
+        c, name = self.config, f"motion_modules_{i}"
+        return self._block(TemporalTransformer, c.temporal, c.kernels, name=name)(x)
 
 
 class DownBlock(_Level):
