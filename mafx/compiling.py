@@ -13,8 +13,8 @@ import jax
 from mafx.commands import expand_home
 
 # By platform. XLA's newer library of kernels for CPUs (YNNPACK) is slower than what it replaces: matrix products of 320
-# to 1280 channels run at 125 to 200 instead of 205 to 215 GFLOP/s on two Zen 4 cores, convolutions at 100 to 160 instead
-# of 150 to 200. On GPUs, XLA would join the weights of queries, keys and values again at every step.
+# to 1280 channels run at 125 to 200 instead of 205 to 215 GFLOP/s on two Zen 4 cores, convolutions at 100 to 160
+# instead of 150 to 200. On GPUs, XLA would join the weights of queries, keys and values again at every step.
 COMPILER_OPTIONS: dict[str, dict[str, str]] = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
     "gpu": {"xla_gpu_dot_merger_threshold_mb": "0"},
