@@ -149,11 +149,10 @@ def main(folder: Path) -> int:
 
 
 def _compile(job: Job, folder: Path) -> None:
-    options: dict = NVIDIA_OPTIONS if isinstance(job.card, Nvidia) else TPU_OPTIONS
-    if not job.trains:
-        options = COMPILER_OPTIONS.get(job.card.platform, {}) | options
+    options: dict = TPU_OPTIONS
     if isinstance(job.card, Nvidia):
         answer_for_card(job.card)
+        options = NVIDIA_OPTIONS if job.trains else NVIDIA_OPTIONS | COMPILER_OPTIONS["gpu"]
     traced = trace(job)
     notes = {
         "runs": traced.runs,
