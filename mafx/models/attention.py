@@ -179,7 +179,7 @@ def _blockwise(
 
     def attend_frame(q, own, shared):
         k, v = _join(own, shared)
-        blocks = min(q.shape[1], math.ceil(4 * q.shape[1] * k.shape[1] / kernels.block_score_bytes))
+        blocks = min(q.shape[1], math.ceil(4 * q.shape[1] * k.shape[1] / kernels.block_score_limit))
         size = math.ceil(q.shape[1] / blocks)
         if blocks == 1:
             return attend_block(q, k, v)

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 MIB = 2**20
 PLAIN_SCORE_BYTES_CPU = 16 * MIB  # larger score matrices leave the caches of a CPU
 PLAIN_SCORE_BYTES = 256 * MIB  # larger score matrices take too much of an accelerator's memory
+BLOCK_SCORE_BYTES = 8 * MIB
+BLOCK_SCORE_BYTES_GPU = 64 * MIB  # with smaller ones, GPUs wait for launches
 
 Capability = tuple[int, int]  # compute capability of an NVIDIA card: (8, 9) is an RTX 4090
 
@@ -57,7 +59,8 @@ class Kernels:
       attention: A key of `attention.KERNELS` that all attention uses, or "auto".
       plain_score_bytes: Largest score matrix of one example that is held in memory, in bytes. None means
         `PLAIN_SCORE_BYTES_CPU` or `PLAIN_SCORE_BYTES`, by platform.
-      block_score_bytes: Largest score matrix of one block of queries of one head in blockwise attention, in bytes.
+      block_score_bytes: Largest score matrix of one block of queries of one head in blockwise attention, in bytes. None
+        means `BLOCK_SCORE_BYTES` or `BLOCK_SCORE_BYTES_GPU`, by platform.
       splash_block: Queries and keys that a TPU core takes at once in splash attention.
       interpret: Whether XLA stands in for kernels of hardware that is not here: Pallas' interpreter for those of TPUs
         and for those in `fused.py`, XLA's own attention for cuDNN's. For tests.
@@ -71,7 +74,7 @@ class Kernels:
     devices: int | None = None
     attention: str = "auto"
     plain_score_bytes: int | None = None
-    block_score_bytes: int = 8 * MIB
+    block_score_bytes: int | None = None
     splash_block: int = 512
     interpret: bool = False
     probe: bool | None = None
@@ -112,6 +115,13 @@ class Kernels:
     def device_count(self) -> int:
         """The number of devices, asked of JAX where it is not given."""
         return self.devices or jax.device_count()
+
+    @property
+    def block_score_limit(self) -> int:
+        """The largest score matrix of one block of queries of one head, in bytes."""
+        if self.block_score_bytes is not None:
+            return self.block_score_bytes
+        return BLOCK_SCORE_BYTES_GPU if self.traced_platform == "gpu" else BLOCK_SCORE_BYTES
 
     @property
     def plain_score_limit(self) -> int:
