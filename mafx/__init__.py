@@ -37,7 +37,7 @@ Reading order, in which a module imports only from those before it:
     training: config, sharding, step, checkpoints, runs, start, watch, loop, fit
     sources, jobs
     pretrained.export, bundled.release
-    ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, __main__
+    ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__
     benchmarks: memory, measure, speed, published, quality
     experiments: ablations, one_clip
 

@@ -13,7 +13,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from mafx.ahead import __main__ as command
-from mafx.ahead import compiling
+from mafx.ahead import compiling, summary
 from mafx.ahead.categories import add_up, category, group, network_part
 from mafx.ahead.compiling import Compiled, CompilerError, compile_apart
 from mafx.ahead.costs import ATTENTION, CONVOLUTION, PALLAS_ATTENTION, PALLAS_PRODUCT, PRODUCT, kernels_of
@@ -372,7 +372,8 @@ TEMPORAL = f"{UP}/motion_modules_0/transformer_blocks_0/attention_blocks_0"
         (f"{UP}/attentions_0/transformer_blocks_0/ff/mul", "multiply", "GEGLU", "UNet: middle and up"),
         ("Animator.bank/up_blocks_3/concatenate", "pad", "copies, transposes, slices", "appearance encoder"),
         ("autoencoder/decoder/conv_norm_out/sub", "subtract", "GroupNorm: normalise, SiLU", "autoencoder"),
-        ("add", "add", "add, cast, ...", "everything else"),
+        ("jvp()/convert_element_type", "convert", "add, cast, ...", "weights: update, norms, casts"),
+        ("jvp()/add", "add", "add, cast, ...", "everything else"),
     ],
 )
 def test_kernels_are_sorted_by_their_names(path, opcode, kind, part):
@@ -384,6 +385,17 @@ def test_kernels_are_sorted_by_their_names(path, opcode, kind, part):
     fusion = f'%f = f32[4]{{0}} fusion(%x), kind=kLoop, calls=%fused, metadata={{op_name="jit(f)/{path}"}}'
     found = kernel("%x = f32[4]{0} parameter(0)", fusion, before=before)
     assert (category(found), network_part(found)) == (kind, part)
+
+
+def test_what_a_training_step_does_outside_of_the_loss_is_apart():
+    norm = 'reduce(%x), dimensions={0}, metadata={op_name="jit(step)/reduce_sum"}'
+    found = kernel("%x = f32[4]{0} parameter(0)", f"%n = f32[] {norm}")
+    assert (category(found), network_part(found)) == ("other reductions", "weights: update, norms, casts")
+
+
+def test_calls_of_unknown_libraries_are_named():
+    found = kernel("%x = f32[4]{0} parameter(0)", '%n = f32[] custom-call(%x), custom_call_target="TopK"')
+    assert category(found) == "others: TopK" and found.work.flops == 0
 
 
 def test_sums_count_every_run():
@@ -590,11 +602,13 @@ def test_the_last_words_of_a_crash_are_its_reason(tmp_path):
 # -- The command
 
 
-def test_the_command_says_how_it_is_called():
-    run = [sys.executable, "-m", "mafx.ahead", "--help"]
+@pytest.mark.parametrize("name", ["mafx.ahead", "mafx.ahead.summary"])
+def test_commands_say_how_they_are_called(name):
+    run = [sys.executable, "-m", name, "--help"]
     done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: python -m mafx.ahead [FLAGS]")
+    assert done.stdout.startswith(f"usage: python -m {name} [FLAGS]")
+    assert f"\n    python -m {name}" in done.stdout, "the docstring has no example"
 
 
 def test_an_unknown_target_is_named(capsys):
@@ -649,6 +663,46 @@ def test_a_table_is_printed_and_its_rows_are_written(monkeypatch, capsys, tmp_pa
     command.main(["--target", "4090", "--programs", *SAMPLING, "--json", str(path)])
     assert "| animation | fits | 1 |" in capsys.readouterr().out
     assert json.loads(path.read_text())[-1]["seconds"] == pytest.approx(2 * len(SAMPLING))
+
+
+# -- Summaries
+
+
+def test_many_runs_are_two_tables(tmp_path, capsys):
+    parts = [row_record(part_row(name, GIB, 0.5, runs=2)) for name in SAMPLING]
+    late = parts[0] | {"size": [256, 256], "failure": "too late"}
+    trained = row_record(part_row("temporal", 99 * GIB)) | {"remat": "blocks"}
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    first.write_text(json.dumps([*parts, {"target": "4090", "program": "animation", "seconds": 5.0}]))
+    part = parts[3] | {"frames": 32}
+    second.write_text(
+        json.dumps([late, part, trained, trained | {"topology": "1x1x8"}, trained | {"failure": "no plan"}])
+    )
+    summary.main([str(first), str(second)])
+    sampled, trained_table = capsys.readouterr().out.split("\n\n")
+    card = "| NVIDIA GeForce RTX 4090 | 24.0 |"
+    assert sampled.splitlines()[2:] == [
+        f"{card} 512x512 | 16 | bfloat16 | fits | 1.00 | 500.0 | 500.0 | 5.00 |",
+        f"{card} 256x256 | 16 | bfloat16 | text fails |  |  |  |  |",
+        f"{card} 512x512 | 32 | bfloat16 | fits, 1 of 5 parts | 1.00 | 500.0 |  |  |",
+    ]
+    assert trained_table.splitlines()[2:] == [
+        f"{card} temporal | blocks | 512x512 | bfloat16 | too large | 99.00 | 1.0 | 1000 |",
+        f"{card} temporal | blocks | 512x512 | bfloat16 | fails: no plan |  |  |  |",
+    ]
+
+
+def test_the_page_has_what_the_model_assumes(capsys):
+    summary.main([])
+    assert capsys.readouterr().out in (ROOT / "docs" / "cards.md").read_text()
+
+
+def test_files_that_are_no_rows_are_named(tmp_path):
+    path = tmp_path / "c.json"
+    for text in ("{", '[{"a": 1}]', "3"):
+        path.write_text(text)
+        with pytest.raises(InputError, match="c.json"):
+            summary.main([str(path)])
 
 
 # -- With the compilers

@@ -127,18 +127,26 @@ def print_rows(target: str, rows: Iterable[Row], args: argparse.Namespace) -> It
                 print(detail(row), flush=True)
 
 
+def compile_jobs(jobs: list[Job], args: argparse.Namespace) -> Iterator[Row]:
+    """The rows of jobs, in their order. Where nobody waits for them any more, no further job begins."""
+    pool = ThreadPoolExecutor(args.jobs)
+    try:
+        yield from pool.map(partial(look_ahead, quick=args.quick), jobs)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
 def look(args: argparse.Namespace) -> bool:
     """Print all tables and write all rows; returns whether everything compiles."""
     for target in args.target:
         check_compiler(target)
     records, compiles = [], True
     for target in args.target:
-        jobs, rows = make_jobs(target, args), []
-        with ThreadPoolExecutor(args.jobs) as pool:
-            for row in print_rows(target, pool.map(partial(look_ahead, quick=args.quick), jobs), args):
-                rows.append(row)
-                records.append(row_record(row))
-                write_records(records, args.json)
+        rows = []
+        for row in print_rows(target, compile_jobs(make_jobs(target, args), args), args):
+            rows.append(row)
+            records.append(row_record(row))
+            write_records(records, args.json)
         if animation := whole_animation(rows):
             records.append(animation_record(animation, target))
             write_records(records, args.json)

@@ -14,7 +14,8 @@ PARTS = (
     ("text encoder", r"encode_text|/text/"),
     ("UNet: down path", r"unet\.encode|/encoder/"),
     ("UNet: middle and up", r"unet\.decode|/decoder/"),
-    ("optimiser", r"\bupdate\b|optimiser|adam|clip_by_global_norm"),
+    # What a training step does outside of the loss, and its casts of the masters.
+    ("weights: update, norms, casts", r"^jit\(step\)/(?!jvp|transpose)|jvp\(\)\)?/convert_element_type"),
 )
 REST = "everything else"
 TEMPORAL = "motion_modules"  # the published name
@@ -82,9 +83,9 @@ def category(kernel: Kernel) -> str:
             return f"{temporal}attention, fused" + (" (Pallas)" if kernel.kind == PALLAS_ATTENTION else "")
         case "product" | "Pallas product":
             return _product_category(kernel, temporal)
-        case "fusion":
-            return _fusion_category(kernel, temporal)
-    return "copies, transposes, slices" if kernel.kind in MOVING else f"others: {kernel.kind}"
+    if kernel.kind in MOVING:
+        return "copies, transposes, slices"
+    return f"others: {kernel.kind}" if "custom-call" in kernel.opcodes else _rest_category(kernel, temporal)
 
 
 def _product_category(kernel: Kernel, temporal: str) -> str:
@@ -96,8 +97,8 @@ def _product_category(kernel: Kernel, temporal: str) -> str:
     return f"products: {temporal}projections"
 
 
-def _fusion_category(kernel: Kernel, temporal: str) -> str:
-    """The first that fits of the norms, softmax, GEGLU, and what only moves or adds."""
+def _rest_category(kernel: Kernel, temporal: str) -> str:
+    """The first that fits of the norms, softmax, GEGLU, and what only moves or adds, fused or not."""
     names = " ".join(kernel.op_names)
     reduces = "reduce" in kernel.opcodes
     if reduces and re.search(GROUP_NORM, names):

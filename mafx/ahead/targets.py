@@ -1,9 +1,9 @@
 """The cards that programs are compiled for: what the compiler wants to know of them, and what the model assumes.
 
-Peaks, memory and bandwidth are what vendors state: NVIDIA's data sheets and architecture papers (dense arithmetic in 16
-bits with float32 sums), Google's pages on TPU versions. Sizes of caches and multiprocessors are what the driver reports
-on such cards. `Rates` are assumptions: shares of the peaks that libraries are taken to reach on the shapes of these
-networks. None of them was measured on a card.
+Peaks and bandwidths are what vendors state: NVIDIA's data sheets and architecture papers (dense arithmetic in 16 bits
+with float32 sums), Google's pages on TPU versions. Memory is what a program sees: what drivers report, and what the
+compiler for TPUs says there is. Sizes of caches and multiprocessors are what drivers report. `Rates` are assumptions:
+shares of the peaks that libraries are taken to reach on the shapes of these networks. None was measured on a card.
 """
 
 import dataclasses
@@ -288,7 +288,7 @@ TARGETS: dict[str, Nvidia | Tpu] = {
         title="TPU v5p",
         generation="v5p",
         smallest="2x2x1",
-        memory=int(95.0 * GIB),
+        memory=int(95.74 * GIB),
         peak=459e12,
         peak_bandwidth=2765e9,
         rates=Rates(
