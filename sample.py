@@ -13,10 +13,19 @@ With --split, animate the held-out clips of a training run, and measure them aga
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
-from mafx.commands import Parser, add_cache_flag, add_process_flags, expand_home, join_processes, run_command
+from mafx.commands import (
+    Parser,
+    add_cache_flag,
+    add_process_flags,
+    claim_card,
+    expand_home,
+    join_processes,
+    run_command,
+)
 from mafx.errors import InputError, memory_advice
 from mafx.media import FITS
 from mafx.settings import Settings, add_setting_flags, setting_flags
@@ -58,6 +67,13 @@ def make_parser() -> Parser:
     add("--workdir", metavar="RUN", help="Work folder of a training run.")
     add("--checkpoint", default="latest", help="Of --workdir: a step, latest, or best (default latest).")
     add("--dtype", choices=DTYPES, help="What the networks compute in (default bfloat16; float32 on a CPU).")
+    add(
+        "--memory",
+        type=parse_memory,
+        metavar="GIB",
+        help="Memory of the card. Where the networks do not fit in together, they take turns on it, for the same video "
+        "(default: three quarters of the card, as JAX says).",
+    )
     add_setting_flags(parser, SPECIAL_DEFAULTS)
 
     add = parser.add_argument_group("measuring a run").add_argument
@@ -79,6 +95,16 @@ def parse_count(text: str) -> int:
     return int(text)
 
 
+def parse_memory(text: str) -> float:
+    try:
+        memory = float(text)
+    except ValueError:
+        memory = 0.0
+    if not 0 < memory < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of GiB, found {text!r}")
+    return memory
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """Rows and columns of "512" or "768x512"."""
     sides = text.lower().split("x")
@@ -93,6 +119,8 @@ def main(arguments: list[str] | None = None) -> None:
     from mafx.compiling import keep_programs  # noqa: PLC0415
     from mafx.sources import default_dtype, find_source  # noqa: PLC0415
 
+    if args.memory is not None:
+        claim_card()
     join_processes(args)
     keep_programs(args.cache)
     source = find_source(args.pretrained, args.workdir, args.checkpoint)
@@ -100,7 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
     dtype = DTYPES[args.dtype] if args.dtype else default_dtype()
     with memory_advice(ADVICE):
         if args.compile_only:
-            jobs.compile_only(source, settings, dtype, args.size, args.frames)
+            jobs.compile_only(source, settings, dtype, args.size, args.frames, args.memory)
         elif args.split:
             evaluate(args, source, settings, dtype)
         else:
@@ -109,7 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
             is_second_run = args.out is None and Path(DEFAULT_RECORD).exists()
             overwrite = args.overwrite or is_second_run
             request = jobs.FileRequest(outs=outs, overwrite=overwrite, **{name: getattr(args, name) for name in names})
-            jobs.animate_files(request, source, settings, dtype)
+            jobs.animate_files(request, source, settings, dtype, args.memory)
 
 
 def evaluate(args: argparse.Namespace, source, settings: Settings, dtype: str) -> None:
@@ -132,6 +160,7 @@ def evaluate(args: argparse.Namespace, source, settings: Settings, dtype: str) -
         frames=args.frames,
         metric_networks=args.metric_networks,
         against=args.against,
+        memory=args.memory,
     )
 
 

@@ -32,7 +32,7 @@ Reading order, in which a module imports only from those before it:
     placing, model
     pretrained: formats, names, configs, layout
     bundled
-    compiling, progress, flops, settings, steps, sampling, program, animation
+    compiling, progress, flops, settings, steps, sampling, budget, program, animation
     evaluation: networks, features, protocol
     training: config, sharding, step, checkpoints, runs, start, watch, loop, fit
     sources, jobs

@@ -19,6 +19,7 @@ def animate(
     *,
     noise: np.ndarray | None = None,
     mesh: Mesh | None = None,
+    memory: float | None = None,
     progress: bool = True,
     callback: Callback | None = None,
     **settings,
@@ -33,6 +34,8 @@ def animate(
       noise: float32 `window h w c` to start from, instead of the seed's.
       mesh: The windows of a long video are spread over its devices, each of which holds all parameters. By default
         there is one device.
+      memory: GiB of the device's memory, as cards are sold. Where the networks do not fit in together, they take turns
+        on the device, for the same video. By default an accelerator says itself how much it has.
       progress: Whether bars are shown.
       callback: Called after every step with its number and the latents, float32 `f h w c`.
       settings: Fields of `Settings`.
@@ -40,14 +43,14 @@ def animate(
     Returns: The video, the latents, and where windows meet.
 
     Raises:
-      InputError: For arguments that do not fit. Nothing has been computed then.
+      InputError: For arguments that do not fit, or a device that is too small. Nothing has been computed then.
     """
     unknown = settings.keys() - {field.name for field in dataclasses.fields(Settings)}
     if unknown:
         raise InputError(f"unknown settings: {', '.join(sorted(unknown))}; mafx.Settings.describe() lists all")
     reference, motion = _check_pictures("reference", reference, 3), _check_pictures("motion", motion, 4)
     size = reference.shape[:2]
-    program = plan(model, Settings(**settings), size, len(motion), mesh)
+    program = plan(model, Settings(**settings), size, len(motion), mesh, memory=memory)
     motion = np.stack([resize(frame, size) for frame in motion])
     return program.run(reference, motion, noise=noise, progress=progress, callback=callback)
 

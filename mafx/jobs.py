@@ -73,11 +73,13 @@ class FileRequest:
         return 1 if self.size else max(1, SMALL_SIDE // max(size))
 
 
-def animate_files(request: FileRequest, source: Source, settings: Settings, dtype: str) -> None:
+def animate_files(
+    request: FileRequest, source: Source, settings: Settings, dtype: str, memory: float | None = None
+) -> None:
     """Animate, and write the video with a JSON file beside it that has what is needed to repeat it.
 
     Raises:
-      InputError: For files that cannot be read or written, and for settings that do not fit.
+      InputError: For files that cannot be read or written, and for settings that do not fit, the `memory` among them.
     """
     record = check_outputs(request.outs, request.overwrite)
     size = request.size or source.size
@@ -87,7 +89,7 @@ def animate_files(request: FileRequest, source: Source, settings: Settings, dtyp
     log.info("Loaded %s in %.0f s.", source.name, time.perf_counter() - began)
 
     began = time.perf_counter()
-    program = plan(model, settings, size, len(motion), local_mesh())
+    program = plan(model, settings, size, len(motion), local_mesh(), memory=memory)
     video = media.to_uint8(program.run(reference, motion).video)
     seconds = time.perf_counter() - began
     shown, zoom = media.side_by_side(reference, motion, video) if request.grid else video, request.zoom_at(size)
@@ -159,6 +161,7 @@ def evaluate_run(
     frames: int | None,
     metric_networks: Path | None,
     against: Path | None,
+    memory: float | None = None,
 ) -> None:
     """Animate clips of a run's data, and write and log how far they are from the truth, see `mafx.evaluation`.
 
@@ -180,6 +183,7 @@ def evaluate_run(
         identity={"step": step},
         settings=dataclasses.asdict(settings),
         networks=MetricNetworks(metric_networks),
+        memory=memory,
     )
     title = "Step %d, %d clips: mean and 95 %% interval over clips\n\n%s"
     log.info(title, step, len(chosen), table(metrics["mean"]))
@@ -187,14 +191,27 @@ def evaluate_run(
         log.info("Against %s, clip by clip\n\n%s", against, table(compare(metrics, read_metrics(against))))
 
 
-def compile_only(source: Source, settings: Settings, dtype: str, size: Size | None, frames: int | None) -> None:
-    """Compile what an animation runs, for the next start. Neither weights nor pictures are read."""
+def compile_only(
+    source: Source,
+    settings: Settings,
+    dtype: str,
+    size: Size | None,
+    frames: int | None,
+    memory: float | None = None,
+) -> None:
+    """Compile what an animation runs, for the next start. Neither weights nor pictures are read.
+
+    Raises:
+      InputError: Where the animation does not fit the `memory`, or the device's own.
+    """
     began = time.perf_counter()
     model = abstract_model(source.config, dtype, source.schedule)
-    program = plan(model, settings, size or source.size, frames or DEFAULT_FRAMES, local_mesh())
+    program = plan(model, settings, size or source.size, frames or DEFAULT_FRAMES, local_mesh(), memory=memory)
     with announce_compilation():
         compiled = program.compile()
     log.info("Compiled %d programs in %.0f s.", len(compiled), time.perf_counter() - began)
+    if (fit := program.fit()).limited:
+        log.info("%s", fit)
 
 
 def local_mesh() -> Mesh | None:

@@ -80,7 +80,12 @@ def shapes_on_device(tree: Any, sharding: Sharding | None) -> Any:
 
 def bytes_of(tree: Any) -> int:
     """Bytes of all arrays, or shapes, of a tree."""
-    return sum(math.prod(x.shape) * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree) if hasattr(x, "dtype"))
+
+
+def movable_bytes(params: dict) -> int:
+    """Bytes of the parameters that wait on the host, or would, where they are shapes."""
+    return bytes_of([x for x in jax.tree.leaves(params) if not isinstance(x, jax.Array)])
 
 
 class Moved(NamedTuple):

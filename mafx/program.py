@@ -6,8 +6,9 @@ costed, and run.
 
 import dataclasses
 import functools
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from jax.sharding import Mesh, Sharding
 from tqdm.auto import tqdm
 
 from mafx import sampling
+from mafx.budget import GIB, Fit, Need, fit_networks, usable_bytes
 from mafx.compiling import announce_compilation, jit
 from mafx.diffusion.samplers import SamplerTable, make_sampler
 from mafx.diffusion.windows import pad_frames, window_borders, window_plan
@@ -25,7 +27,15 @@ from mafx.flops import count_flops
 from mafx.media import Size
 from mafx.model import Model
 from mafx.models.animator import Animator
-from mafx.placing import default_sharding, parameters_on_device, shapes_on_device
+from mafx.models.unet import Bank
+from mafx.placing import (
+    bytes_of,
+    default_device,
+    default_sharding,
+    movable_bytes,
+    parameters_on_device,
+    shapes_on_device,
+)
 from mafx.progress import StepBar
 from mafx.sampling import PHASES, Inputs, SamplerState
 from mafx.settings import Settings
@@ -34,6 +44,7 @@ from mafx.steps import StepKind, WindowBatches, batch_windows, runs_of_one_kind,
 # Steps whose banks are computed together and held; at 512x512 in bfloat16 the bank of a step takes 14 MiB.
 MAX_BANKS = 8
 Callback = Callable[[int, np.ndarray], None]  # (number of a step, latents behind it)
+log = logging.getLogger("mafx")
 
 
 class Part(NamedTuple):
@@ -102,6 +113,7 @@ class Program:
       batches: The same in batches, filled up to the capacity.
       table: The sampler's table.
       kinds: The kind of every step.
+      memory: GiB of the device's memory, None where it is asked itself.
     """
 
     model: Model
@@ -114,6 +126,7 @@ class Program:
     batches: WindowBatches
     table: SamplerTable
     kinds: list[StepKind]
+    memory: float | None = None
 
     @property
     def networks(self) -> Animator:
@@ -199,13 +212,50 @@ class Program:
     def costs(self) -> list[Cost]:
         """What every part takes: compiles it, and runs nothing."""
         costs = []
-        for part in self.parts():
-            with self._precision():
+        with self._precision():
+            for part in self.parts():
                 traced = part.function.trace(*part.arguments)
-                memory = traced.lower().compile().memory_analysis()
-            flops = count_flops(traced.jaxpr.jaxpr)
-            costs.append(Cost(part.name, part.runs, flops, memory.argument_size_in_bytes, memory.temp_size_in_bytes))
+                memory: Any = traced.lower().compile().memory_analysis()
+                flops, arguments = count_flops(traced.jaxpr.jaxpr), memory.argument_size_in_bytes
+                costs.append(Cost(part.name, part.runs, flops, arguments, memory.temp_size_in_bytes))
         return costs
+
+    def needs(self, compiled: Mapping[str, jax.stages.Compiled] | None = None) -> list[Need]:
+        """What every part needs on a device, as the compiler plans it. Nothing runs.
+
+        Args:
+          compiled: Every part, by name, compiled for that device; by default compiled for this machine.
+        """
+        compiled = compiled or self.compile()
+        with self._precision():
+            parts = self.parts()
+            (banks,) = (part for part in parts if part.phase == "banks")
+            next_banks = bytes_of(banks.function.eval_shape(*banks.arguments))
+        motion, latents = self.capacity * math.prod(self.size) * 3, self.capacity * math.prod(self.latent_shape) * 4
+        needs = []
+        for part in parts:
+            memory: Any = compiled[part.name].memory_analysis()
+            working = bytes_of(part.arguments) - bytes_of(self._parameters(part.phase)) + memory.temp_size_in_bytes
+            working += memory.output_size_in_bytes - memory.alias_size_in_bytes
+            # The next banks may be written before the last ones are done with. Motion and latents wait for the steps.
+            working += next_banks + (0 if part.phase == "steps" else motion + latents)
+            needs.append(Need(part.name, part.phase, PHASES[part.phase], working))
+        return needs
+
+    def fit(self) -> Fit:
+        """Whether all networks are on the device at once, or take turns. It is known once every part is compiled.
+
+        Raises:
+          InputError: Where the device is too small for a part.
+        """
+        params, sharding = self.model.params, self.sharding
+        weights = {name: movable_bytes(tree) for name, tree in params.items()}
+        if self.memory is None and not any(weights.values()):  # nothing can be moved
+            return Fit()
+        resident = bytes_of(params) - sum(weights.values())
+        device = default_device() if self.mesh is None else self.mesh.devices.flat[0]
+        usable = usable_bytes(device, self.memory, self.model.on_device(sharding).bytes + resident)
+        return Fit() if usable is None else fit_networks(self.needs(), weights, resident, usable)
 
     # -- Running
 
@@ -228,7 +278,7 @@ class Program:
           callback: Called after every step with its number and the latents, float32 `f h w c`.
 
         Raises:
-          InputError: For arrays of other shapes.
+          InputError: For arrays of other shapes, or a device that is too small.
         """
         if reference.shape != (*self.size, 3) or motion.shape != (self.frames, *self.size, 3):
             expected = f"{[*self.size, 3]} and {[self.frames, *self.size, 3]}"
@@ -236,9 +286,17 @@ class Program:
             raise InputError(f"expected a reference and a motion of the shapes {expected}, found {found}")
         x = self._starting_noise(noise)
         with self._precision(), announce_compilation(progress):
-            inputs, reference_latents = self._encode(reference, motion)
-            x = self._sample(x, reference_latents, inputs, progress, callback)
-            video = self._decode(x, progress)
+            fit, networks = self.fit(), self.model.on_device(self.sharding)
+            if fit.limited:
+                log.info("%s", fit)
+            before = networks.moved
+            inputs, reference_latents = self._encode(fit, reference, motion)
+            x = jax.block_until_ready(self._sample(fit, x, reference_latents, inputs, progress, callback))
+            video = self._decode(fit, x, progress)
+            moved = networks.moved.bytes - before.bytes
+            if fit.limited and moved:
+                seconds = networks.moved.seconds - before.seconds
+                log.info("Moved %.1f GiB of weights to the device in %.1f s.", moved / GIB, seconds)
         borders = window_borders(self.windows)[: self.frames - 1]
         return Animation(video, np.asarray(x[: self.frames]), borders)
 
@@ -269,23 +327,50 @@ class Program:
     def _on_device(self, tree: Any) -> Any:
         return jax.device_put(tree, self.sharding)
 
-    def _fetch(self, phase: str) -> dict:
+    def _fetch(self, fit: Fit, phase: str) -> dict:
         """The parameters of the networks that a phase uses, on the device."""
-        return self.model.on_device(self.sharding).fetch(self.model.params, PHASES[phase])
+        phases = list(PHASES)
+        later = phases.index(phase) + 1
+        following = [name for other in phases[later:] + phases[:later] for name in PHASES[other]]
+        networks, room = self.model.on_device(self.sharding), fit.room.get(phase, math.inf)
+        return networks.fetch(self.model.params, PHASES[phase], room, following)
 
-    def _encode(self, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
+    def _encode(self, fit: Fit, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
         """What is the same at every step, and the reference's latents `1 h w c`."""
-        s, tokenizer = self.settings, self.model.tokenizer
-        encode_text = functools.partial(sampling.encode_text, self.networks, self._fetch("text"))
-        text = encode_text(tokenizer(s.prompt)[None])
-        negative = None if s.negative_prompt == s.prompt else encode_text(tokenizer(s.negative_prompt)[None])
+        text, negative = self._encode_texts(fit)
         image = self._on_device(jnp.asarray(reference[None] / 127.5 - 1, self.model.dtype))
-        reference_latents = sampling.encode_image(self.networks, self._fetch("reference"), image)
+        latents = sampling.encode_image(self.networks, self._fetch(fit, "reference"), image)
         motion = np.concatenate([motion, np.repeat(motion[-1:], self.capacity - self.frames, axis=0)])
-        return self._on_device(self._inputs(motion, text, negative)), reference_latents
+        return jax.block_until_ready((self._on_device(self._inputs(motion, text, negative)), latents))
+
+    def _encode_texts(self, fit: Fit) -> tuple[jax.Array, jax.Array | None]:
+        """The states of the text, and of the negative one where that is another."""
+        s, tokenizer = self.settings, self.model.tokenizer
+        encode = functools.partial(sampling.encode_text, self.networks, self._fetch(fit, "text"))
+        text = encode(tokenizer(s.prompt)[None])
+        negative = None if s.negative_prompt == s.prompt else encode(tokenizer(s.negative_prompt)[None])
+        return jax.block_until_ready((text, negative))
+
+    def _banks(self, fit: Fit, reference: jax.Array, text: jax.Array) -> Iterator[tuple[dict, int, Bank]]:
+        """The banks of all steps, some at a time.
+
+        Where networks take turns, all are written before the first is given, and they wait on the host.
+
+        Yields: The rows of the sampler table that a bank is for, the number of the first step, the bank.
+        """
+        pieces = list(self.table.parts(MAX_BANKS))
+        written: Iterable[Bank] = (
+            sampling.write_banks(self.networks, self._fetch(fit, "banks"), reference, rows["time"], text)
+            for rows, _ in pieces
+        )
+        if not fit.together:
+            written = [jax.device_get(bank) for bank in written]
+        for (rows, start), bank in zip(pieces, written, strict=True):
+            yield rows, start, self._on_device(bank)
 
     def _sample(
         self,
+        fit: Fit,
         x: jax.Array,
         reference_latents: jax.Array,
         inputs: Inputs,
@@ -299,11 +384,8 @@ class Program:
         singly = progress or callback is not None
         state, pending = SamplerState(x, jnp.zeros_like(x)), []
         bar = StepBar(self.settings.steps, enabled=progress)
-        for rows, start in self.table.parts(MAX_BANKS):
-            banks = sampling.write_banks(
-                self.networks, self._fetch("banks"), reference_latents, rows["time"], inputs.text
-            )
-            params = self._fetch("steps")
+        for rows, start, banks in self._banks(fit, reference_latents, inputs.text):
+            params = self._fetch(fit, "steps")
             for kind, first, last in runs_of_one_kind(self.kinds, start, start + len(rows["time"]), singly):
                 if not kind.shallow:
                     state = state._replace(deep=None)
@@ -321,9 +403,9 @@ class Program:
         bar.close()
         return state.x
 
-    def _decode(self, x: jax.Array, progress: bool) -> np.ndarray:
+    def _decode(self, fit: Fit, x: jax.Array, progress: bool) -> np.ndarray:
         """Latents `f h w c` to float32 `f H W 3` in [0, 1]. The device decodes the next while some are fetched."""
-        at_once, params = self._frames_at_once, self._fetch("decoding")
+        at_once, params = self._frames_at_once, self._fetch(fit, "decoding")
         chunks, waiting, video = range(0, self.frames, at_once), [], []
         for i in tqdm(chunks, disable=not progress, desc="decoding", unit="frame", unit_scale=at_once):
             frames = np.minimum(i + np.arange(at_once, dtype=np.int32), self.frames - 1)
@@ -335,7 +417,13 @@ class Program:
 
 
 def plan(
-    model: Model, settings: Settings | None = None, size: Size | None = None, frames: int = 16, mesh: Mesh | None = None
+    model: Model,
+    settings: Settings | None = None,
+    size: Size | None = None,
+    frames: int = 16,
+    mesh: Mesh | None = None,
+    *,
+    memory: float | None = None,
 ) -> Program:
     """Plan an animation.
 
@@ -346,6 +434,8 @@ def plan(
       frames: Number of frames.
       mesh: The windows of a long video are spread over its devices, each of which holds all parameters. By default
         there is one device.
+      memory: GiB of the device's memory that may be used, as cards are sold. Where the networks do not fit in together,
+        they take turns on the device, for the same video. By default an accelerator says itself how much it has.
 
     Raises:
       InputError: For settings that do not fit the model.
@@ -384,6 +474,7 @@ def plan(
         batches=batch_windows(windows, s, capacity, 1 if mesh is None else mesh.size),
         table=table,
         kinds=step_kinds(kind, table.times, s),
+        memory=memory,
     )
 
 

@@ -1,6 +1,7 @@
 """train.py, and sample.py on what it trained, as users call them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from micro import MICRO
 
 import sample
 from mafx import media
+from mafx.commands import claim_card
+from mafx.errors import InputError
 from mafx.models.animator import SIZES
 
 ROOT = Path(__file__).parent.parent
@@ -117,3 +120,26 @@ def test_compiling_alone_reads_no_weights(workdir, tmp_path, caplog, monkeypatch
     sample.main(["--workdir", str(workdir), "--steps", "1", "--frames", "2", "--compile_only", "--cache", ""])
     assert "Compiled 5 programs" in caplog.messages[-1]
     assert not list(tmp_path.iterdir())
+
+
+def test_compiling_says_whether_a_card_is_large_enough(workdir, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO", "mafx")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    common = ["--workdir", str(workdir), "--steps", "1", "--frames", "2", "--compile_only", "--cache", ""]
+    sample.main([*common, "--memory", "8"])
+    assert "Compiled 5 programs" in caplog.messages[-2]
+    assert caplog.messages[-1] == "All networks fit on the device: 0.0 of 6.8 GiB are needed."
+    with pytest.raises(InputError, match=r"GiB .* that may be used; take a smaller size"):
+        sample.main([*common, "--memory", "0.003"])
+
+
+def test_most_of_a_card_is_claimed_unless_the_user_said_how_much(monkeypatch):
+    for given, expected in (
+        ({}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}),
+        ({"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".5"}),
+        ({"XLA_CLIENT_MEM_FRACTION": ".5"}, {"XLA_CLIENT_MEM_FRACTION": ".5"}),
+    ):
+        monkeypatch.setattr(os, "environ", dict(given))
+        claim_card()
+        assert os.environ == expected

@@ -92,6 +92,8 @@ def test_somebody_else_s_files_are_not_replaced(tmp_path):
         (["--out", "."], "cannot write"),
         (["--frames", "0"], "--frames: expected a whole number of at least 1"),
         (["--guidance_interval", "700"], "expected two times"),
+        (["--memory", "0"], "--memory: expected a number of GiB, found '0'"),
+        (["--memory", "8GB"], "--memory: expected a number of GiB, found '8GB'"),
         (["--steps", "0"], "expected steps to be at least 1"),
         (["--split", "test"], "give its --workdir"),
         (["--stepz", "3"], "--stepz"),

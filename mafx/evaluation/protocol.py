@@ -54,6 +54,7 @@ def evaluate(
     identity: dict,
     settings: dict,
     networks: MetricNetworks,
+    memory: float | None = None,
 ) -> dict:
     """Animate and measure clips, and write the results. With several processes, all call this with the same arguments.
 
@@ -67,6 +68,7 @@ def evaluate(
         not continued with another model.
       settings: Fields of `mafx.Settings`.
       networks: Networks of further measures.
+      memory: GiB of the device's memory, see `mafx.animate`.
 
     Returns:
       What metrics.json holds, on every process: "settings", "mean" (a `Summary`), and "clips", the scores by clip and
@@ -84,7 +86,9 @@ def evaluate(
     for clip in tqdm(clips[process::processes], desc="evaluating", unit="clip", disable=process > 0):
         if not paths[clip.name].exists():
             targets = np.arange(1, clip.frames, options.stride)[:frames]
-            scores = measure(model, clip, targets, out, options=options, settings=settings, networks=networks)
+            scores = measure(
+                model, clip, targets, out, options=options, settings=settings, networks=networks, memory=memory
+            )
             _write_json(paths[clip.name], {"settings": setup, "scores": scores})
     while not all(path.exists() for path in paths.values()):  # other processes are still at work
         time.sleep(1)
@@ -157,6 +161,7 @@ def measure(
     options: ExampleOptions,
     settings: dict,
     networks: MetricNetworks,
+    memory: float | None = None,
 ) -> dict[str, Scores]:
     """Animate one clip from its first frame, score the answers, and write its video and features.
 
@@ -168,6 +173,7 @@ def measure(
       options: How the clip is read.
       settings: Fields of `mafx.Settings`.
       networks: Networks of further measures.
+      memory: GiB of the device's memory, see `mafx.animate`.
 
     Returns:
       Answer -> scores. The answer "truth" has the flicker of the true video, the least that one can hope for.
@@ -177,7 +183,7 @@ def measure(
     all_labels = read_labels(example["motion"])[0]
     reference_labels, labels = all_labels[0], all_labels[1:]
     person = labels > 0
-    animation = animate(model, reference, motion, progress=False, **settings)
+    animation = animate(model, reference, motion, memory=memory, progress=False, **settings)
     answers = {"result": media.to_uint8(animation.video), "copying": np.broadcast_to(reference, truth.shape)}
     scores = {
         answer: score(video, truth, labels=labels, reference_labels=reference_labels, borders=animation.borders)
