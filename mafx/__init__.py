@@ -34,7 +34,7 @@ Reading order, in which a module imports only from those before it:
     bundled
     compiling, progress, flops, settings, steps, sampling, budget, program, animation
     evaluation: networks, features, protocol
-    training: config, sharding, step, checkpoints, runs, start, watch, loop, fit
+    training: config, sharding, optimiser, averages, step, checkpoints, runs, start, watch, loop, fit
     sources, jobs
     pretrained.export, bundled.release
     ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__

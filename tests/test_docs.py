@@ -27,7 +27,8 @@ from mafx import media
 from mafx.data.clips import PuppetClip
 from mafx.training.checkpoints import SCORE, Checkpoints
 from mafx.training.config import default_config
-from mafx.training.step import init_state, make_optimiser
+from mafx.training.optimiser import make_optimiser
+from mafx.training.step import init_state
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,13 +16,13 @@ from mafx.data.examples import ExampleOptions, batches
 from mafx.densepose import BACKGROUND
 from mafx.training.checkpoints import Checkpoints, read_parameters
 from mafx.training.loop import train
+from mafx.training.optimiser import make_optimiser
 from mafx.training.runs import load_run
 from mafx.training.sharding import distribute_batch, make_mesh, parameter_sharding
 from mafx.training.step import (
     drop_motion,
     flatten,
     jit_step,
-    make_optimiser,
     shows_person,
     split,
     state_maker,

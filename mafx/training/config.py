@@ -20,6 +20,8 @@ from mafx.models.unet import REMAT
 
 STAGES = ("appearance", "temporal")
 DECAYS = ("constant", "cosine")
+KEPT = ("float32", "bfloat16")  # dtypes in which the optimiser keeps its arrays
+PLACES = ("device", "host")
 
 # What each stage trains, see `mafx.training.step.split`.
 TRAINS = {
@@ -105,7 +107,7 @@ def _set_model(c: ml_collections.ConfigDict, stage: str) -> None:
     c.networks.renders = RENDERS[0]
     c.init_from = ""  # work folder of the stage before, or folder of published weights
     c.train_only = TRAINS[stage]
-    c.dtype = "bfloat16"  # of computation and of frozen parameters; trained ones, averages and moments are float32
+    c.dtype = "bfloat16"  # of computation and of frozen parameters; masters of trained ones, and averages, are float32
     c.remat = "products" if stage == "temporal" else "none"  # a key of mafx.models.unet.REMAT
     c.mesh = ml_collections.ConfigDict()
     c.mesh.data = -1  # devices along which examples are spread; -1 means all that are left
@@ -156,14 +158,18 @@ def _set_objective(c: ml_collections.ConfigDict) -> None:
 def _set_optimisation(c: ml_collections.ConfigDict, stage: str) -> None:
     c.batch = 8  # examples of a step, over all devices
     c.accumulate = 1  # steps of one update
+    c.accumulate_dtype = KEPT[0]  # of the gradient that they add up to
     c.steps = 30_000 if stage == "appearance" else 10_000
     c.lr = 1e-5  # of AdamW
     c.warmup = 500  # updates until the learning rate is reached
     c.decay = "constant"  # of the learning rate afterwards: constant or cosine
     c.betas = (0.9, 0.999)  # of AdamW
     c.weight_decay = 1e-2  # of AdamW
+    c.moments_dtype = KEPT[0]  # of AdamW's two moments; bfloat16 is rounded stochastically
     c.clip = 1.0  # largest norm of the gradient
     c.ema = 0.9999  # decay of the averaged parameters, per step
+    c.ema_on = PLACES[0]  # where they are kept: on the device, or in main memory (host)
+    c.ema_every = 1  # steps from one update of averages in main memory to the next
 
 
 def _set_reports(c: ml_collections.ConfigDict) -> None:
@@ -205,6 +211,10 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
         "networks.appearance": _one_of(*APPEARANCES),
         "networks.renders": _one_of(*RENDERS),
         "decay": _one_of(*DECAYS),
+        "accumulate_dtype": _one_of(*KEPT),
+        "moments_dtype": _one_of(*KEPT),
+        "ema_on": _one_of(*PLACES),
+        "ema_every": _at_least(1) if c.ema_on == "host" else Rule(_is_one, "1, or config.ema_on host"),
         "schedule.kind": _one_of(*KINDS),
         "schedule.prediction": _one_of(*PREDICTIONS),
         "data.name": _one_of(*DATASETS),
@@ -230,6 +240,10 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
     for names, rule in ((shares, share), (counts, _at_least(1)), (amounts, _at_least(0))):
         rules |= dict.fromkeys(names, rule)
     return rules
+
+
+def _is_one(x: object) -> bool:
+    return x == 1
 
 
 def _one_of(*values: object) -> Rule:

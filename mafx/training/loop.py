@@ -1,5 +1,6 @@
 """The training loop, to be read from top to bottom: what a run needs, its steps, what it reports and keeps."""
 
+import functools
 import logging
 import signal
 from collections.abc import Iterator, Sequence
@@ -25,12 +26,13 @@ from mafx.flops import count_flops, matmul_rate
 from mafx.model import Model
 from mafx.models.animator import Animator
 from mafx.progress import StepBar
+from mafx.training.averages import jit_average
 from mafx.training.checkpoints import SCORE, Checkpoints
 from mafx.training.config import check_config
 from mafx.training.runs import make_tokenizer, model_sizes, write_config
-from mafx.training.sharding import distribute_batch, make_mesh, replicated
+from mafx.training.sharding import DEVICE_MEMORY, distribute_batch, make_mesh, replicated
 from mafx.training.start import start
-from mafx.training.step import Flat, jit_step, unflatten
+from mafx.training.step import Flat, jit_step, step_state, unflatten
 from mafx.training.watch import Journal, Meter, show
 
 log = logging.getLogger("mafx")
@@ -139,7 +141,8 @@ class Run:
         names = ("frames", "stride", "reference", "distance", "flip", "crop")
         options = {name: config.data[name] for name in names}
         self.options = ExampleOptions(size=tuple(config.data.size), **options)
-        self._step = jit_step(config, self.sizes, self.tokenizer(""), self.mesh, self.state)
+        self._step = jit_step(config, self.sizes, self.tokenizer(""), self.mesh, step_state(config, self.state))
+        self._average = jit_average(config, self.mesh, self.state.trainable)
         self._compiled: dict[int, tuple[jax.stages.Compiled, int]] = {}  # by number of frames: the step, its FLOPs
         self._pending: list[PendingStep] = []
 
@@ -164,7 +167,7 @@ class Run:
     def _cache_latents(self, clips: Sequence[Clip]) -> Sequence[Clip]:
         networks = Animator(self.sizes)
         autoencoder = {name: x for name, x in self.state.frozen.items() if name.startswith("autoencoder/")}
-        autoencoder = gather(autoencoder, self.mesh)
+        autoencoder = gather(autoencoder, self.mesh, jnp.dtype(self.config.dtype))
 
         @jax.jit
         def encode(flat: Flat, frames: jax.Array) -> Any:
@@ -177,13 +180,18 @@ class Run:
         """Give the devices one more step. It is compiled for every number of frames that comes."""
         self.done += 1
         self.examples += self.config.batch
-        arguments = self.state, distribute_batch(self.mesh, batch), np.asarray(self.done, np.int32)
+        number, ema = np.asarray(self.done, np.int32), self.state.ema
+        arguments = step_state(self.config, self.state), distribute_batch(self.mesh, batch), number
         frames = batch["video"].shape[1]
         if frames not in self._compiled:
             traced = self._step.trace(*arguments)
             self._compiled[frames] = traced.lower().compile(), count_flops(traced.jaxpr)
         compiled, flops = self._compiled[frames]
         self.state, metrics = compiled(*arguments)
+        if self.config.ema_on == "host":
+            due = self.done % self.config.ema_every == 0
+            ema = self._average(ema, self.state.trainable, self.state.step, number) if due else ema
+            self.state = self.state._replace(ema=ema)
         self._pending.append(PendingStep(self.done, batch, flops, metrics))
 
     def read_steps(self, keep: int) -> None:
@@ -218,7 +226,7 @@ class Run:
     def show(self, held_out: Sequence[Clip]) -> dict[str, float]:
         """Animate held-out clips, write the video and its scores, and return the scores."""
         config = self.config
-        params = unflatten(gather(self.state.frozen | self.state.ema, self.mesh))
+        params = unflatten(gather(self.state.frozen | self.state.ema, self.mesh, jnp.dtype(config.dtype)))
         model = Model(self.sizes, params, self.tokenizer, Schedule(**config.schedule), self.options.size)
         clips = held_out[: config.show_clips]
         scores, video = show(model, clips, self.options, config.show_frames, config.show_guidance)
@@ -236,10 +244,20 @@ class Run:
         self.journal.close()
 
 
-def gather(params: Flat, mesh: Mesh) -> Flat:
-    """Parameters whole on this process' first device."""
-    whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(params)
-    return {name: x.addressable_data(0) for name, x in whole.items()}
+def gather(params: Flat, mesh: Mesh, dtype: jnp.dtype) -> Flat:
+    """Parameters whole on this process' first device, in a dtype. What is there already is not copied."""
+    whole = replicated(mesh)
+
+    @functools.partial(jax.jit, out_shardings=whole)
+    def cast(x: jax.Array) -> jax.Array:
+        return x.astype(dtype)
+
+    def move(x: jax.Array) -> jax.Array:
+        if x.sharding.is_equivalent_to(whole, x.ndim) and x.dtype == dtype:
+            return x.addressable_data(0)
+        return cast(jax.device_put(x, x.sharding.with_memory_kind(DEVICE_MEMORY))).addressable_data(0)
+
+    return {name: move(x) for name, x in params.items()}
 
 
 class StopSignal:

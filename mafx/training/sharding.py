@@ -11,7 +11,10 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+Flat = dict[str, jax.Array]  # parameters by their names, "unet/encoder/conv_in/kernel"
+
 AXES = DATA, FSDP = "data", "fsdp"
+DEVICE_MEMORY, MAIN_MEMORY = "device", "pinned_host"  # JAX's names; devices read this main memory by themselves
 MIN_ELEMENTS = 2**16  # arrays with fewer elements are kept whole on every device
 
 

@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
@@ -19,9 +20,21 @@ from mafx.models.animator import AnimatorConfig, parameter_shapes
 from mafx.models.temporal import frame_sinusoid
 from mafx.pretrained.layout import load_stable_diffusion
 from mafx.training.checkpoints import Checkpoints, read_parameters
+from mafx.training.optimiser import make_optimiser
 from mafx.training.runs import VOCABULARY_FILES
 from mafx.training.sharding import distribute_parameters, parameter_sharding
-from mafx.training.step import Flat, TrainState, flatten, state_maker, unflatten
+from mafx.training.step import (
+    Flat,
+    TrainState,
+    flatten,
+    init_state,
+    state_maker,
+    state_sharding,
+    step_state,
+    unflatten,
+)
+
+EVERYTHING = ((".*", True),)  # is trained
 
 log = logging.getLogger("mafx")
 
@@ -39,9 +52,8 @@ def start(
     Raises:
       InputError: Where `config.init_from` cannot be used.
     """
-    make_state = state_maker(config)
-    shapes = jax.eval_shape(make_state, parameter_shapes(sizes))
-    sharding = parameter_sharding(mesh, shapes)
+    shapes = jax.eval_shape(state_maker(config), parameter_shapes(sizes))
+    sharding = state_sharding(config, mesh, shapes)
     if checkpoints.latest is not None:
         abstract = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, sharding
@@ -50,7 +62,18 @@ def start(
         log.info("Going on from step %d of %s.", state.step, workdir)
         return state, position["examples"]
     params = _initial_parameters(config, sizes, mesh, workdir)
-    return jax.jit(lambda flat: make_state(unflatten(flat)), out_shardings=sharding)(params), 0
+    # One after the other, so that what is frozen is never there twice.
+    frozen = {name: jnp.array(params.pop(name), x.dtype) for name, x in shapes.frozen.items()}
+
+    @functools.partial(jax.jit, out_shardings=step_state(config, sharding)._replace(frozen={}))
+    def begin(trainable: Flat) -> TrainState:
+        state = init_state(unflatten(trainable), EVERYTHING, make_optimiser(config)[0], jnp.dtype(config.dtype))
+        return step_state(config, state)
+
+    state = begin(params)._replace(frozen=frozen)
+    if config.ema_on == "host":
+        state = state._replace(ema=jax.device_put(state.trainable, sharding.ema))
+    return state, 0
 
 
 def _initial_parameters(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, workdir: Path) -> Flat:

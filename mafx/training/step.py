@@ -24,14 +24,13 @@ from mafx.diffusion.losses import corrupt, loss_weights
 from mafx.diffusion.schedule import Schedule
 from mafx.models.animator import Animator, AnimatorConfig, parameter_shapes
 from mafx.models.attention import PartialBank
-from mafx.training.sharding import MIN_ELEMENTS, batch_sharding, parameter_sharding, replicated
+from mafx.training.averages import average, in_main_memory
+from mafx.training.optimiser import make_optimiser
+from mafx.training.sharding import MIN_ELEMENTS, Flat, batch_sharding, parameter_sharding, replicated
 
-Flat = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
 Loss = Callable[[Flat, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
-COSINE_FLOOR = 0.05  # the cosine ends at this share of the learning rate: the last steps still learn
-EMA_WARMUP = 10  # the average follows closely for about so many steps: its first values are arbitrary
 TIME_BUCKETS = 4  # the loss is reported for each quarter of the diffusion times
 
 
@@ -78,7 +77,7 @@ class TrainState(NamedTuple):
       trainable: float32 masters.
       frozen: In the compute dtype.
       optimiser: Optax's state.
-      ema: Averages of the trainable parameters, float32.
+      ema: Averages of the trainable parameters, float32. The step is given none where `config.ema_on` is "host".
     """
 
     step: jax.Array
@@ -86,26 +85,6 @@ class TrainState(NamedTuple):
     frozen: Flat
     optimiser: optax.OptState
     ema: Flat
-
-
-def make_optimiser(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW behind gradient clipping and accumulation, and the learning rate of each update.
-
-    The learning rate warms up, then stays or decays, as `config.decay` says.
-    """
-    decays = {
-        "constant": optax.constant_schedule(config.lr),
-        "cosine": optax.cosine_decay_schedule(config.lr, max(1, config.steps - config.warmup), alpha=COSINE_FLOOR),
-    }
-    warmup = optax.linear_schedule(0.0, config.lr, max(1, config.warmup))
-    rate = optax.join_schedules([warmup, decays[config.decay]], [config.warmup])
-    optimiser = optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(rate, *config.betas, weight_decay=config.weight_decay),
-    )
-    if config.accumulate > 1:
-        optimiser = optax.MultiSteps(optimiser, config.accumulate)
-    return optimiser, rate
 
 
 def init_state(
@@ -123,6 +102,19 @@ def state_maker(config: ml_collections.ConfigDict) -> Callable[[dict], TrainStat
     """The function that makes the first state of a run from a nested dict of parameters."""
     optimiser, _ = make_optimiser(config)
     return functools.partial(init_state, rules=config.train_only, optimiser=optimiser, dtype=jnp.dtype(config.dtype))
+
+
+def state_sharding(
+    config: ml_collections.ConfigDict, mesh: Mesh, state: TrainState, min_elements: int = MIN_ELEMENTS
+) -> TrainState:
+    """A sharding for every array of a run's state, or of its shapes."""
+    sharding = parameter_sharding(mesh, state, min_elements)
+    return sharding._replace(ema=in_main_memory(sharding.ema)) if config.ema_on == "host" else sharding
+
+
+def step_state(config: ml_collections.ConfigDict, state: TrainState) -> TrainState:
+    """What the step is given of a run's state: all of it, or all but the averages."""
+    return state._replace(ema={}) if config.ema_on == "host" else state
 
 
 def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, options: ml_collections.ConfigDict) -> Loss:
@@ -244,7 +236,7 @@ def make_step(
             update, optimiser_state = optimiser.update(gradient, state.optimiser, state.trainable)
             learning_rate = jnp.asarray(rate(state.step // config.accumulate))
         trainable = optax.apply_updates(state.trainable, update)
-        ema = _average(state.ema, trainable, state.step, config.ema)
+        ema = average(state.ema, trainable, state.step, config.ema)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         metrics = {
@@ -265,13 +257,6 @@ def make_step(
     return step
 
 
-def _average(ema: Flat, trainable: Flat, steps: jax.Array, decay: float) -> Flat:
-    """The exponential moving average after one more step. It follows closely at first."""
-    done = steps.astype(jnp.float32) + 1
-    kept = jnp.minimum(decay, done / (done + EMA_WARMUP))
-    return jax.tree.map(lambda average, x: average + (1 - kept) * (x - average), ema, trainable)
-
-
 def jit_step(
     config: ml_collections.ConfigDict,
     sizes: AnimatorConfig,
@@ -287,7 +272,7 @@ def jit_step(
       sizes: Of the networks.
       ids: Token ids `n` of the empty prompt.
       mesh: Where the run's arrays live.
-      state: The state, or its shapes.
+      state: The state that the step is given, or its shapes.
       min_elements: Of arrays that are split over devices, see `parameter_sharding`.
     """
     trains_temporal = any("motion_modules" in name for name in state.trainable)
@@ -306,7 +291,7 @@ def jit_step(
 
 def trace_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, batch: int) -> jax.stages.Traced:
     """The training step of a run on shapes alone, with `batch` examples per device."""
-    state = jax.eval_shape(state_maker(config), parameter_shapes(sizes))
+    state = step_state(config, jax.eval_shape(state_maker(config), parameter_shapes(sizes)))
     b, f, (H, W) = batch * mesh.size, config.data.frames, config.data.size
     shape, dtype = (H, W, 3), jnp.uint8
     if config.data.latent_cache:

@@ -1,0 +1,80 @@
+"""The optimiser: AdamW behind gradient clipping and accumulation, and the dtypes in which it keeps its arrays."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+COSINE_FLOOR = 0.05  # the cosine ends at this share of the learning rate: the last steps still learn
+ROUNDING_SEED = 24  # apart from the seeds of noise, which runs count from 0
+DROPPED_BITS = 16  # of float32's bits, those that bfloat16 does not have
+
+
+def make_optimiser(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """AdamW behind gradient clipping and accumulation, and the learning rate of each update.
+
+    The learning rate warms up, then stays or decays, as `config.decay` says.
+    """
+    updates = config.steps // config.accumulate
+    decays = {
+        "constant": optax.constant_schedule(config.lr),
+        "cosine": optax.cosine_decay_schedule(config.lr, max(1, updates - config.warmup), alpha=COSINE_FLOOR),
+    }
+    warmup = optax.linear_schedule(0.0, config.lr, max(1, config.warmup))
+    rate = optax.join_schedules([warmup, decays[config.decay]], [config.warmup])
+    adamw = optax.adamw(rate, *config.betas, weight_decay=config.weight_decay)
+    if config.moments_dtype == "bfloat16":
+        adamw = with_bfloat16_state(adamw)
+    optimiser = optax.chain(optax.clip_by_global_norm(config.clip), adamw)
+    if config.accumulate > 1:
+        optimiser = optax.MultiSteps(optimiser, config.accumulate, accumulator_dtype=config.accumulate_dtype)
+    return optimiser, rate
+
+
+class RoundedState(NamedTuple):
+    """State of `with_bfloat16_state`.
+
+    Attributes:
+      updates: Number of updates that are done.
+      inner: The transformation's own state, its float32 arrays in bfloat16.
+    """
+
+    updates: jax.Array
+    inner: optax.OptState
+
+
+def with_bfloat16_state(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transformation that computes in float32, and keeps the float32 arrays of its state in bfloat16.
+
+    They are rounded stochastically. Rounded to the nearest, a second moment that decays by 0.001 would stay as it is,
+    because neighbouring numbers of bfloat16 are 0.004 to 0.008 of their size apart. The random numbers depend on the
+    number of the update only, so that a run is the same on any mesh and after a stop.
+    """
+
+    def init(params: Any) -> RoundedState:
+        state = jax.tree.map(lambda x: x.astype(jnp.bfloat16) if x.dtype == jnp.float32 else x, inner.init(params))
+        return RoundedState(jnp.zeros((), jnp.int32), state)
+
+    def update(updates: Any, state: RoundedState, params: Any = None) -> tuple[Any, RoundedState]:
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, state.inner)
+        updates, wide = inner.update(updates, wide, params)
+        key = jax.random.fold_in(jax.random.key(ROUNDING_SEED), state.updates)
+        leaves, tree = jax.tree.flatten(wide)
+        rounded = [
+            round_stochastically(jax.random.fold_in(key, i), x) if x.dtype == jnp.float32 else x
+            for i, x in enumerate(leaves)
+        ]
+        return updates, RoundedState(state.updates + 1, jax.tree.unflatten(tree, rounded))
+
+    return optax.GradientTransformation(init, update)
+
+
+def round_stochastically(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Float32 to one of the two nearest bfloat16, whose mean over random keys is the number itself."""
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits += jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)  # carries as often as what is dropped is large
+    bits = bits >> DROPPED_BITS
+    rounded = jax.lax.bitcast_convert_type(bits.astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(jnp.bfloat16))
