@@ -6,8 +6,8 @@ import pytest
 
 from mafx.errors import InputError
 from mafx.training.checkpoints import SCORE, Checkpoints, read_parameters
-from mafx.training.sharding import make_mesh, parameter_sharding
-from mafx.training.step import TrainState
+from mafx.training.sharding import MAIN_MEMORY, make_mesh, parameter_sharding
+from mafx.training.step import TrainState, state_sharding
 
 
 def make_state(mesh, step=3):
@@ -42,6 +42,29 @@ def test_restores_on_any_mesh(saved, devices):
     assert position == {"examples": 7}
     assert restored.trainable["a/kernel"].sharding == like.trainable["a/kernel"].sharding
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), restored, state)
+
+
+def test_averages_in_main_memory_are_restored_there_on_another_mesh(saved, tmp_path):
+    _, state = saved
+    values = jax.device_get(state)
+    config = ml_collections.ConfigDict({"ema_on": "host"})
+    for devices in (4, 2):
+        mesh = make_mesh({"fsdp": devices}, jax.devices()[:devices])
+        sharding = state_sharding(config, mesh, state)
+        like = jax.device_put(jax.tree.map(np.zeros_like, values), sharding)
+        assert like.ema["a/kernel"].sharding.memory_kind == MAIN_MEMORY
+        checkpoints = Checkpoints(tmp_path / "host")
+        if checkpoints.latest is None:
+            checkpoints.save(jax.device_put(values, sharding), {"examples": 7}, config)
+        else:
+            restored, _ = checkpoints.restore(like)
+            assert restored.ema["a/kernel"].sharding == like.ema["a/kernel"].sharding
+            assert restored.ema["a/kernel"].addressable_shards[0].data.size == 512 * 512 // devices
+            jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), values)
+        checkpoints.close()
+    flat, _ = read_parameters(tmp_path / "host")
+    np.testing.assert_array_equal(flat["a/kernel"], state.ema["a/kernel"])
+    assert flat["a/kernel"].sharding.memory_kind != MAIN_MEMORY
 
 
 def test_parameters_are_the_averaged_ones_and_the_frozen_ones(saved):

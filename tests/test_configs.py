@@ -10,17 +10,20 @@ import pytest
 from micro import PARTS, example
 from PIL import Image
 
+from configs import card24
 from configs.ablations import ABLATIONS
 from mafx import media
 from mafx.data.builders import prepare
 from mafx.errors import InputError
 from mafx.pretrained.layout import save_pretrained
 from mafx.training.checkpoints import read_parameters
-from mafx.training.config import STAGES, check_config, default_config
+from mafx.training.config import STAGES, check_config, default_config, parse_config
 from mafx.training.loop import train
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
-CASES = [(name, stage) for name in CONFIGS if name != "ablations" for stage in STAGES]
+OF_OTHERS = ("ablations", "card24")  # take the name of a config or of a change as well
+CASES = [(name, stage) for name in CONFIGS if name not in OF_OTHERS for stage in STAGES]
+CASES += [("card24", f"tiktok:{stage}") for stage in STAGES]
 CASES += [("ablations", f"{name}:{ablation.trains[0]}") for name, ablation in ABLATIONS.items() if ablation.config]
 
 
@@ -133,9 +136,37 @@ def test_training_starts_from_stable_diffusion(data, stable_diffusion, micro, on
     assert not np.asarray(params["control/controlnet_mid_block/kernel"]).any(), "zero convolutions start at zero"
 
 
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", card24.NAMES)
+def test_one_card_sees_what_the_config_it_is_made_of_sees(name, stage):
+    """Read as train.py reads it."""
+    small = parse_config(f"card24:{name}:{stage}", ["--config.lr", "2e-5"])
+    check_config(small)
+    config = parse_config(f"{name}:{stage}", ["--config.lr", "2e-5"])
+    assert small.lr == 2e-5 and small.batch == 1 and small.accumulate == config.batch
+    for field in ("steps", "log_every", "save_every", "show_every"):
+        assert small[field] * small.batch == config[field] * config.batch
+    assert small.ema**small.accumulate == pytest.approx(config.ema, abs=1e-12)
+    assert small.ema_every % small.accumulate == 0, "averages would see parameters that have not moved"
+    assert {"data", "loss", "schedule", "joint"} <= set(config)
+    for part in ("data", "loss", "schedule", "joint", "betas", "warmup", "weight_decay", "clip", "train_only"):
+        assert small[part] == config[part]
+
+
+def test_one_card_is_for_configs_of_full_size():
+    with pytest.raises(InputError, match=r"one of tiktok, ted_talks, clips and a stage.*found 'puppets:temporal'"):
+        get_config("card24", "puppets:temporal")
+    with pytest.raises(InputError, match="one of appearance, temporal; found 'second'"):
+        get_config("card24", "clips:second")
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
+        ("moments_dtype", "float16", "config.moments_dtype: expected one of 'float32', 'bfloat16'"),
+        ("accumulate_dtype", "int8", "config.accumulate_dtype: expected one of 'float32', 'bfloat16'"),
+        ("ema_on", "disk", "config.ema_on: expected one of 'device', 'host'"),
+        ("ema_every", 10, "config.ema_every: expected 1, or config.ema_on host, found 10"),
         ("batch", 0, "config.batch: expected a number of at least 1, found 0"),
         ("model", "sd3", "config.model: expected one of 'sd15'"),
         ("remat", "everything", "config.remat: expected one of 'none'"),
