@@ -79,7 +79,7 @@ def test_a_second_start_goes_on_and_compiles_nothing_anew(folder, trained):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--config", "nowhere:temporal"), "expected a config file or one of the names ablations, clips"),
+        (("--config", "nowhere:temporal"), "expected a config file or one of the names ablations, card24, clips"),
         (("--config", "tiktok:third"), "one of appearance, temporal; found 'third'"),
         (("--config", "tiktok:temporal", "--config.modle", "sd15"), "modle"),
         (("--config", "tiktok:temporal", "stray"), "'stray' belongs to no flag"),
