@@ -52,6 +52,8 @@ class jit:  # noqa: N801 (it is used like jax.jit)
 def compiler_options() -> dict[str, str]:
     """The options for the default backend; none where this version of XLA does not know them."""
     options = COMPILER_OPTIONS.get(jax.default_backend(), {})
+    if not options:
+        return {}
     try:
         jax.jit(lambda: 0, compiler_options=options).lower().compile()
     except jax.errors.JaxRuntimeError:

@@ -31,19 +31,36 @@ def count_flops(jaxpr: Jaxpr) -> int:
             taps = math.prod(kernel) // kernel[numbers.rhs_spec[0]]
             # zeros that a dilated input (the gradient of a strided convolution) is filled with are no work
             total += 2 * math.prod(out) * taps // math.prod(params["lhs_dilation"])
-        elif equation.primitive.name == "pallas_call" and params["cost_estimate"] is not None:
-            total += params["cost_estimate"].flops  # without what blocks compute in vain
+        elif equation.primitive.name == "pallas_call":
+            total += pallas_flops(equation)
         elif equation.primitive.name in CUDNN_PRODUCTS:
             (*batch, n, a, d), k = _shape(equation.invars[0]), _shape(equation.invars[1])[-3]
             total += CUDNN_PRODUCTS[equation.primitive.name] * 2 * math.prod(batch) * n * k * a * d
         else:
-            inner = [x for value in params.values() for x in (value if isinstance(value, tuple | list) else [value])]
-            bodies = [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in inner if isinstance(x, ClosedJaxpr | Jaxpr)]
-            counts = [count_flops(body) for body in bodies]
+            counts = [count_flops(body) for body in inner_programs(equation)]
             if equation.primitive.name == "cond":
                 counts = [max(counts)]
             total += sum(counts) * _runs(equation)
     return total
+
+
+def inner_programs(equation: JaxprEqn) -> list[Jaxpr]:
+    """The programs that an equation holds: bodies of loops, branches, functions."""
+    values = equation.params.values()
+    inner = [x for value in values for x in (value if isinstance(value, tuple | list) else [value])]
+    return [x.jaxpr if isinstance(x, ClosedJaxpr) else x for x in inner if isinstance(x, ClosedJaxpr | Jaxpr)]
+
+
+def pallas_flops(equation: JaxprEqn) -> int:
+    """Floating-point operations of one call of a Pallas kernel.
+
+    They are what its cost estimate says, which leaves out what blocks compute in vain. Where there is none, they are
+    those of the matrix products in the kernel, times the size of its grid.
+    """
+    params = equation.params
+    if params["cost_estimate"] is not None:
+        return int(params["cost_estimate"].flops)
+    return count_flops(params["jaxpr"]) * math.prod(params["grid_mapping"].grid)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:
@@ -55,8 +72,6 @@ def _runs(equation: JaxprEqn) -> int:
     match equation.primitive.name:
         case "scan":
             return equation.params["length"]
-        case "pallas_call":
-            return math.prod(equation.params["grid_mapping"].grid)
         case "shard_map":  # written for one device
             return equation.params["mesh"].size
     return 1

@@ -15,6 +15,8 @@ import numpy as np
 from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from mafx.models.kernels import NO_CAPABILITY, device_capability
+
 # cuDNN convolves with kernels `o h w c`. A kernel `h w c o` whose axes lie on the card in that order is not copied.
 CUDNN_KERNEL_ORDER = Layout(major_to_minor=(3, 0, 1, 2), tiling=())
 KERNEL_AXES = 4  # only kernels of convolutions have so many
@@ -52,9 +54,8 @@ def default_device() -> jax.Device:
 
 
 def is_nvidia(device: jax.Device) -> bool:
-    """Whether a device is an NVIDIA card; those of AMD have a capability such as "gfx90a"."""
-    capability = str(getattr(device, "compute_capability", ""))
-    return device.platform == "gpu" and capability.replace(".", "").isdigit()
+    """Whether a device is an NVIDIA card."""
+    return device.platform == "gpu" and device_capability(device) != NO_CAPABILITY
 
 
 def parameter_format(x: Any, sharding: Sharding | None) -> Sharding | Format | None:

@@ -5,13 +5,12 @@ drops that when it lowers a Triton kernel. The traced program still has it, besi
 is found again.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import Jaxpr, JaxprEqn
 
-from mafx.flops import count_flops
+from mafx.flops import inner_programs, pallas_flops
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -33,11 +32,7 @@ class PallasCall(NamedTuple):
 
 
 def pallas_calls(jaxpr: Jaxpr) -> set[PallasCall]:
-    """All different Pallas kernels of a traced program.
-
-    Their arithmetic is what their cost estimate says. Where they have none, it is that of the matrix products in the
-    kernel times the size of its grid.
-    """
+    """All different Pallas kernels of a traced program, with their arithmetic, see `flops.pallas_flops`."""
     return set(_calls(jaxpr))
 
 
@@ -46,19 +41,13 @@ def _calls(jaxpr: Jaxpr) -> Iterator[PallasCall]:
         if equation.primitive.name == "pallas_call":
             yield _call(equation)
             continue
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if isinstance(inner, ClosedJaxpr | Jaxpr):
-                    yield from _calls(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+        for inner in inner_programs(equation):
+            yield from _calls(inner)
 
 
 def _call(equation: JaxprEqn) -> PallasCall:
-    params, estimate = equation.params, equation.params["cost_estimate"]
-    if estimate is not None:
-        flops = estimate.flops
-    else:
-        flops = count_flops(params["jaxpr"]) * math.prod(params["grid_mapping"].grid)
-    return PallasCall(params["name"] or "", _shapes(equation.invars), _shapes(equation.outvars), int(flops))
+    shapes = _shapes(equation.invars), _shapes(equation.outvars)
+    return PallasCall(equation.params["name"] or "", *shapes, pallas_flops(equation))
 
 
 def _shapes(variables: Iterable[Any]) -> Shapes:

@@ -14,13 +14,15 @@ from mafx.errors import InputError
 from mafx.media import Size
 from mafx.model import abstract_model
 from mafx.models.animator import SIZES
+from mafx.placing import bytes_of
 from mafx.program import Program, plan
+from mafx.sampling import PHASES
 from mafx.training.config import STAGES, default_config
 from mafx.training.runs import model_sizes
 from mafx.training.sharding import make_mesh
 from mafx.training.step import trace_step
 
-SAMPLING = ("text", "reference", "banks", "steps", "decoding")  # names of an animation's parts
+SAMPLING = tuple(PHASES)  # with the default settings, an animation has one part for each phase
 PROGRAMS = (*SAMPLING, *STAGES)
 ONE_NVIDIA_CARD = "1x1x1"  # slices, hosts, cards of a host
 CUDNN_VERSION = 91000  # that JAX is told: what it asks for is older
@@ -103,8 +105,7 @@ def _trace_part(job: Job) -> Traced:
     part = next((part for part in parts if part.name == job.program), None)
     if part is None:
         raise InputError(f"expected a part of an animation, {', '.join(SAMPLING)}, found {job.program}")
-    weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.model.params))
-    return Traced(part.function.trace(*part.arguments), part.runs, 1, weights)
+    return Traced(part.function.trace(*part.arguments), part.runs, 1, bytes_of(program.model.params))
 
 
 def _animation(job: Job) -> Program:

@@ -13,7 +13,8 @@ from mafx.ahead.costs import Kernel, kernels_of, rate_of
 from mafx.ahead.hlo import read_module
 from mafx.ahead.programs import SAMPLING, Job
 from mafx.ahead.reports import COLLECTIVES, Memory, read_collectives, read_memory, read_weights
-from mafx.ahead.targets import GIB, Nvidia, Tpu
+from mafx.ahead.targets import Nvidia, Tpu
+from mafx.budget import GIB
 from mafx.tables import markdown_table
 
 ANIMATION = "animation"

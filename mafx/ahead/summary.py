@@ -16,7 +16,8 @@ from typing import Any
 
 from mafx.ahead.programs import SAMPLING
 from mafx.ahead.rows import ANIMATION, verdict
-from mafx.ahead.targets import GIB, TARGETS
+from mafx.ahead.targets import TARGETS
+from mafx.budget import GIB
 from mafx.commands import Parser, run_command
 from mafx.errors import InputError
 from mafx.tables import markdown_table

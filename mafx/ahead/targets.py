@@ -9,9 +9,9 @@ shares of the peaks that libraries are taken to reach on the shapes of these net
 import dataclasses
 from typing import Literal
 
+from mafx.budget import GIB
 from mafx.models.kernels import Capability, Kernels
 
-GIB = 2**30
 NVIDIA_LAUNCH = 3e-6  # seconds between two kernels of a stream
 TPU_LAUNCH = 1e-6  # seconds to start an operation of a program that a TPU runs by itself
 

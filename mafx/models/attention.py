@@ -16,10 +16,10 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from mafx.models import fused
+from mafx.models.fused import KeysValues
 from mafx.models.kernels import DEFAULT_KERNELS, Kernels, first_that_compiles
 from mafx.models.layers import GroupNorm, LayerNorm
 
-KeysValues = tuple[jax.Array, jax.Array]
 Grid = tuple[int, int]  # rows and columns
 
 SPLASH_LANES = 128  # numbers of queries and keys must be multiples of this in splash attention

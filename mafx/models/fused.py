@@ -6,6 +6,8 @@ blocks are powers of two. Where an array ends before its last block, loads and s
 
 import functools
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,15 +122,16 @@ def two_part_attention(
 def _attend_blocks(q_ref, *refs, slices: list[slice], key_counts: list[int], n: int, d: int) -> None:
     *key_value_refs, out_ref = refs
 
-    def load(ref, start, rows: int, end) -> list[jax.Array]:
-        """Rows from `start` on in slices of channels, zeros behind the end of either."""
+    def blocks(ref, start, rows: int, end) -> Iterator[tuple[Any, jax.Array]]:
+        """Rows from `start` on in slices of channels: where they lie, and what of them is before the end of either."""
         inside = (start + jnp.arange(rows) < end)[:, None]
-        parts = []
         for part in slices:
-            mask = inside & (part.start + jnp.arange(part.stop - part.start) < d)[None]
-            at = ref.at[pl.ds(start, rows), pl.ds(part.start, part.stop - part.start)]
-            parts.append(plt.load(at, mask=mask, other=0))
-        return parts
+            width = part.stop - part.start
+            mask = inside & (part.start + jnp.arange(width) < d)[None]
+            yield ref.at[pl.ds(start, rows), pl.ds(part.start, width)], mask
+
+    def load(ref, start, rows: int, end) -> list[jax.Array]:
+        return [plt.load(at, mask=mask, other=0) for at, mask in blocks(ref, start, rows, end)]
 
     first = pl.program_id(0) * QUERIES
     q = load(q_ref, 0, QUERIES, n - first)
@@ -150,10 +153,7 @@ def _attend_blocks(q_ref, *refs, slices: list[slice], key_counts: list[int], n: 
         step = functools.partial(attend, count, *key_value_refs[2 * i : 2 * i + 2])
         carry = jax.lax.fori_loop(0, pl.cdiv(count, KEYS), step, carry)
     _, total, sums = carry
-    inside = (first + jnp.arange(QUERIES) < n)[:, None]
-    for part, x in zip(slices, sums, strict=True):
-        mask = inside & (part.start + jnp.arange(part.stop - part.start) < d)[None]
-        at = out_ref.at[:, pl.ds(part.start, part.stop - part.start)]
+    for (at, mask), x in zip(blocks(out_ref, 0, QUERIES, n - first), sums, strict=True):
         plt.store(at, (x / total[:, None]).astype(out_ref.dtype), mask=mask)
 
 
@@ -178,7 +178,7 @@ def geglu(x: jax.Array, kernel: jax.Array, bias: jax.Array, interpret: bool = Fa
 
     Args:
       x: Tokens `... c`.
-      kernel: `c 2o`, the columns of y before those of the gate. Blocks of 128 divide `o`.
+      kernel: `c 2o`, the columns of y before those of the gate. GEGLU_COLUMNS divides `o`.
       bias: `2o`.
       interpret: Whether Pallas' interpreter stands in for the card.
 

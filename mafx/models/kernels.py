@@ -15,6 +15,7 @@ BLOCK_SCORE_BYTES = 8 * MIB
 BLOCK_SCORE_BYTES_GPU = 64 * MIB  # with smaller ones, GPUs wait for launches
 
 Capability = tuple[int, int]  # compute capability of an NVIDIA card: (8, 9) is an RTX 4090
+NO_CAPABILITY = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,14 @@ CUDNN_ATTENTION = (
     CudnnRow((10, 0), forward=256, backward=128),  # B200, 5090
 )
 CUDNN_WIDTH_STEP = 8  # widths are multiples of this
-CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+DTYPES_OF_16_BITS = (jnp.bfloat16, jnp.float16)
 FUSED_FIRST = (8, 0)  # `fused.py` is compiled by Triton, which compiles for no older cards
+
+
+def device_capability(device: jax.Device) -> Capability:
+    """The compute capability of a device; (0, 0) where it is no NVIDIA card. AMD's have one such as "gfx90a"."""
+    major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else NO_CAPABILITY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +96,19 @@ class Kernels:
         """The compute capability, asked of JAX where it is not given; (0, 0) where there is no NVIDIA card."""
         if self.capability is not None:
             return self.capability
-        major, _, minor = str(getattr(jax.local_devices()[0], "compute_capability", "0.0")).partition(".")
-        return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+        return device_capability(jax.local_devices()[0])
 
     def cudnn_takes(self, dtype: jnp.dtype, width: int) -> bool:
         """Whether cuDNN's fused attention takes heads of a width and dtype on this card, see CUDNN_ATTENTION."""
         rows = [row for row in CUDNN_ATTENTION if row.first <= self.card_capability]
-        if not rows or dtype not in CUDNN_DTYPES or width % CUDNN_WIDTH_STEP:
+        if not rows or dtype not in DTYPES_OF_16_BITS or width % CUDNN_WIDTH_STEP:
             return False
         return width <= (rows[-1].backward if self.gradient else rows[-1].forward)
 
     def fuses(self, dtype: jnp.dtype) -> bool:
         """Whether the kernels in `fused.py` can be used. They have no gradient, and compute in 16 bits."""
         on_card = self.traced_platform == "gpu" and self.card_capability >= FUSED_FIRST
-        return on_card and not self.gradient and dtype in CUDNN_DTYPES
+        return on_card and not self.gradient and dtype in DTYPES_OF_16_BITS
 
     @property
     def probes(self) -> bool:

@@ -10,7 +10,8 @@ from einops import rearrange
 from flax import linen as nn
 
 from mafx.models import fused
-from mafx.models.attention import Attention, FeedForward, KeysValues, attention, on_each_device, spreads
+from mafx.models.attention import Attention, FeedForward, attention, on_each_device, spreads
+from mafx.models.fused import KeysValues
 from mafx.models.kernels import DEFAULT_KERNELS, Kernels, first_that_compiles
 from mafx.models.layers import GroupNorm, LayerNorm
 

@@ -142,7 +142,7 @@ class Run:
         options = {name: config.data[name] for name in names}
         self.options = ExampleOptions(size=tuple(config.data.size), **options)
         self._step = jit_step(config, self.sizes, self.tokenizer(""), self.mesh, step_state(config, self.state))
-        self._average = jit_average(config, self.mesh, self.state.trainable)
+        self._average = jit_average(config, self.mesh, self.state.trainable) if config.ema_on == "host" else None
         self._compiled: dict[int, tuple[jax.stages.Compiled, int]] = {}  # by number of frames: the step, its FLOPs
         self._pending: list[PendingStep] = []
 
@@ -188,9 +188,9 @@ class Run:
             self._compiled[frames] = traced.lower().compile(), count_flops(traced.jaxpr)
         compiled, flops = self._compiled[frames]
         self.state, metrics = compiled(*arguments)
-        if self.config.ema_on == "host":
-            due = self.done % self.config.ema_every == 0
-            ema = self._average(ema, self.state.trainable, self.state.step, number) if due else ema
+        if self._average is not None:  # averages in main memory
+            if self.done % self.config.ema_every == 0:
+                ema = self._average(ema, self.state.trainable, self.state.step, number)
             self.state = self.state._replace(ema=ema)
         self._pending.append(PendingStep(self.done, batch, flops, metrics))
 
