@@ -174,7 +174,8 @@ class Program:
         text = add("text", prompts, sampling.encode_text, networks, params["text"], ids)
         image, motion = array((1, *self.size, 3), dtype), array((self.capacity, *self.size, 3), np.uint8)
         reference = add("reference", 1, sampling.encode_image, networks, params["reference"], image)
-        inputs = jax.eval_shape(self._inputs, motion, text, text if prompts > 1 else None)
+        embedded = add("motion", 1, sampling.embed_motion, networks, dtype, s.window, params["motion"], motion)
+        inputs = jax.eval_shape(self._inputs, embedded, text, text if prompts > 1 else None)
         inputs = shapes_on_device(inputs, sharding)
         (rows, _), *others = self.table.parts(MAX_BANKS)
         times = rows["time"]
@@ -229,16 +230,15 @@ class Program:
         compiled = compiled or self.compile()
         with self._precision():
             parts = self.parts()
-            (banks,) = (part for part in parts if part.phase == "banks")
-            next_banks = bytes_of(banks.function.eval_shape(*banks.arguments))
-        motion, latents = self.capacity * math.prod(self.size) * 3, self.capacity * math.prod(self.latent_shape) * 4
+            results = {part.name: bytes_of(part.function.eval_shape(*part.arguments)) for part in parts}
+        latents = self.capacity * math.prod(self.latent_shape) * 4
         needs = []
         for part in parts:
             memory: Any = compiled[part.name].memory_analysis()
             working = bytes_of(part.arguments) - bytes_of(self._parameters(part.phase)) + memory.temp_size_in_bytes
             working += memory.output_size_in_bytes - memory.alias_size_in_bytes
             # The next banks may be written before the last ones are done with. Motion and latents wait for the steps.
-            working += next_banks + (0 if part.phase == "steps" else motion + latents)
+            working += results["banks"] + (0 if part.phase == "steps" else results["motion"] + latents)
             needs.append(Need(part.name, part.phase, PHASES[part.phase], working))
         return needs
 
@@ -338,10 +338,13 @@ class Program:
     def _encode(self, fit: Fit, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
         """What is the same at every step, and the reference's latents `1 h w c`."""
         text, negative = self._encode_texts(fit)
-        image = self._on_device(jnp.asarray(reference[None] / 127.5 - 1, self.model.dtype))
-        latents = sampling.encode_image(self.networks, self._fetch(fit, "reference"), image)
+        dtype, networks = self.model.dtype, self.networks
+        image = self._on_device(jnp.asarray(reference[None] / 127.5 - 1, dtype))
+        latents = sampling.encode_image(networks, self._fetch(fit, "reference"), image)
         motion = np.concatenate([motion, np.repeat(motion[-1:], self.capacity - self.frames, axis=0)])
-        return jax.block_until_ready((self._on_device(self._inputs(motion, text, negative)), latents))
+        params, motion = self._fetch(fit, "motion"), self._on_device(motion)
+        embedded = sampling.embed_motion(networks, dtype, self.settings.window, params, motion)
+        return jax.block_until_ready((self._on_device(self._inputs(embedded, text, negative)), latents))
 
     def _encode_texts(self, fit: Fit) -> tuple[jax.Array, jax.Array | None]:
         """The states of the text, and of the negative one where that is another."""

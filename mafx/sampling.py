@@ -2,9 +2,9 @@
 
 The parameters that a function takes are those of the networks of its phase, see PHASES.
 
-The device holds the latents and the motion of all frames. A batch of windows, `p k` frame indices, goes through the
-networks together. Steps and batches of windows are loops inside the program, which is told their lengths when it runs:
-another video of the same size compiles nothing, and nothing waits for the host.
+The device holds the latents and the embedded motion of all frames. A batch of windows, `p k` frame indices, goes
+through the networks together. Steps and batches of windows are loops inside the program, which is told their lengths
+when it runs: another video of the same size compiles nothing, and nothing waits for the host.
 
 Letters: `p` windows of a batch, `k` frames of a window, `i` batches of windows, `s` steps.
 """
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import repeat
+from einops import rearrange, repeat
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mafx.compiling import jit
@@ -30,6 +30,7 @@ MAX_BYTE = 255
 PHASES = {
     "text": ("text",),
     "reference": ("autoencoder",),
+    "motion": ("control",),
     "banks": ("appearance",),
     "steps": ("unet", "control"),
     "decoding": ("autoencoder",),
@@ -40,7 +41,7 @@ class Inputs(NamedTuple):
     """What is the same at every step.
 
     Attributes:
-      motion: uint8 `f H W 3`.
+      motion: The embedded motion, `f h w c`.
       text: Text states `1 n c`.
       negative: Text states of the unconditional half, None where they equal `text`.
       guidance_scale: Of classifier-free guidance.
@@ -84,6 +85,21 @@ def encode_text(networks: Animator, params: dict, ids: jax.Array) -> jax.Array:
 def encode_image(networks: Animator, params: dict, image: jax.Array) -> jax.Array:
     """An image `1 H W 3` in [-1, 1] to scaled latents `1 h w c`."""
     return _apply(networks, params, image, method="encode_image")
+
+
+@functools.partial(jit, static_argnums=(0, 1, 2))
+def embed_motion(networks: Animator, dtype: jnp.dtype, at_once: int, params: dict, motion: jax.Array) -> jax.Array:
+    """Renders uint8 `f H W 3` to what the ControlNet sees of them, `f h w c`: the same at every step.
+
+    Some frames `at_once`, which divides their number, are embedded in a dtype.
+    """
+
+    def embed(frames: jax.Array) -> jax.Array:
+        frames = frames.astype(dtype) / jnp.asarray(MAX_BYTE, dtype)
+        return _apply(networks, params, frames, method="embed_motion")
+
+    pieces = rearrange(motion, "(i k) H W c -> i 1 k H W c", k=at_once)
+    return rearrange(jax.lax.map(embed, pieces), "i 1 k h w c -> (i k) h w c")
 
 
 @functools.partial(jit, static_argnums=0)
@@ -205,9 +221,9 @@ def _predict(
         return _spread(kind.mesh, repeat(y, "1 ... -> p ...", p=p))
 
     noisy, motion = (_spread(kind.mesh, y[indices].astype(inputs.text.dtype)) for y in (x, inputs.motion))
-    motion = motion / jnp.asarray(MAX_BYTE, motion.dtype)
     t, text, bank = jnp.full((p,), time), for_windows(inputs.text), jax.tree.map(for_windows, bank)
-    residuals = call(noisy, t, text, motion, inputs.control_scale, kind.shallow, method="residuals")
+    scale = inputs.control_scale
+    residuals = call(noisy, t, text, motion, scale, kind.shallow, method="residuals_from_embedded")
     halves = [Half(text, bank)]
     if kind.guided:
         halves.insert(0, Half(text if inputs.negative is None else for_windows(inputs.negative), {}))

@@ -522,8 +522,8 @@ def test_what_does_not_fit_is_said():
 def test_an_animation_is_its_largest_part_and_all_its_runs():
     rows = [part_row(name, i * GIB, 0.5, runs=i + 1) for i, name in enumerate(SAMPLING)]
     animation = whole_animation([*rows, part_row("temporal", 99 * GIB)])
-    assert animation.needed == 4 * GIB and animation.fits
-    assert animation.seconds == 0.5 * 15 and animation.flops == 15 * 10**12
+    assert animation.needed == 5 * GIB and animation.fits
+    assert animation.seconds == 0.5 * 21 and animation.flops == 21 * 10**12
     assert whole_animation(rows[1:]) is None
     assert whole_animation([*rows[1:], Row(rows[0].job, 1.0, failure="no")]) is None
 
@@ -674,7 +674,7 @@ def test_many_runs_are_two_tables(tmp_path, capsys):
     trained = row_record(part_row("temporal", 99 * GIB)) | {"remat": "blocks"}
     first, second = tmp_path / "a.json", tmp_path / "b.json"
     first.write_text(json.dumps([*parts, {"target": "4090", "program": "animation", "seconds": 5.0}]))
-    part = parts[3] | {"frames": 32}
+    part = parts[4] | {"frames": 32}
     second.write_text(
         json.dumps([late, part, trained, trained | {"topology": "1x1x8"}, trained | {"failure": "no plan"}])
     )
@@ -682,9 +682,9 @@ def test_many_runs_are_two_tables(tmp_path, capsys):
     sampled, trained_table = capsys.readouterr().out.split("\n\n")
     card = "| NVIDIA GeForce RTX 4090 | 24.0 |"
     assert sampled.splitlines()[2:] == [
-        f"{card} 512x512 | 16 | bfloat16 | fits | 1.00 | 500.0 | 500.0 | 5.00 |",
+        f"{card} 512x512 | 16 | bfloat16 | fits | 1.00 | 500.0 | 500.0 | 6.00 |",
         f"{card} 256x256 | 16 | bfloat16 | text fails |  |  |  |  |",
-        f"{card} 512x512 | 32 | bfloat16 | fits, 1 of 5 parts | 1.00 | 500.0 |  |  |",
+        f"{card} 512x512 | 32 | bfloat16 | fits, 1 of 6 parts | 1.00 | 500.0 |  |  |",
     ]
     assert trained_table.splitlines()[2:] == [
         f"{card} temporal | blocks | 512x512 | bfloat16 | too large | 99.00 | 1.0 | 1000 |",

@@ -23,6 +23,7 @@ SETTINGS = {"steps": 10, "window": 4, "overlap": 1}  # ten steps are two calls o
 PHASE_OF = {
     "encode_text": "text",
     "encode_image": "reference",
+    "embed_motion": "motion",
     "write_banks": "banks",
     "run_steps": "steps",
     "decode": "decoding",
@@ -79,7 +80,7 @@ def test_on_the_smallest_card_networks_take_turns_for_the_same_video(micro, wait
     present.clear()
     taking_turns = animate(waiting, memory=memory)
     order = [phase for phase, _ in present]
-    assert order == ["text", "reference", "banks", "banks", "steps", "steps", *["decoding"] * 6]
+    assert order == ["text", "reference", "motion", "banks", "banks", "steps", "steps", *["decoding"] * 6]
     largest = max(bytes_of(tree) for tree in waiting.params.values())
     assert bytes_of(waiting.params) > memory * GIB > largest
     for phase, networks in present:

@@ -24,6 +24,7 @@ def test_parts_are_what_an_animation_calls_and_how_often(program):
     guided = sum(time >= 300 for time in program.table.times)
     assert runs == {
         "text": 1,
+        "motion": 1,
         "reference": 1,
         "banks": 2,  # ten steps, at most eight at once
         "steps": guided * batches,
@@ -64,6 +65,6 @@ def test_full_size_is_planned_without_memory():
     program = mafx.plan(abstract_model(SIZES["sd15"], "bfloat16"), mafx.Settings(), (512, 768), 40)
     assert (program.padded, program.capacity, len(program.windows)) == (48, 64, 4)
     names = [part.name for part in program.parts()]
-    assert names == ["text", "reference", "banks", "steps", "decoding"]
+    assert names == ["text", "reference", "motion", "banks", "steps", "decoding"]
     (banks,) = [part for part in program.parts() if part.name == "banks"]
     assert banks.runs == 4  # 25 steps as four times seven

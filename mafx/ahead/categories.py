@@ -8,7 +8,7 @@ from mafx.ahead.costs import CONVOLUTION, PALLAS_ATTENTION, PALLAS_PRODUCT, Kern
 
 # Parts of the networks, by a pattern of their names; the first that fits.
 PARTS = (
-    ("ControlNet", r"Animator\.residuals|/control/"),
+    ("ControlNet", r"Animator\.(residuals|embed_motion)|/control/"),
     ("appearance encoder", r"Animator\.bank|/appearance/"),
     ("autoencoder", r"autoencoder"),
     ("text encoder", r"encode_text|/text/"),

@@ -100,7 +100,7 @@ def machine(args: argparse.Namespace) -> list[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class StepInputs:
-    """What a step of one window sees, see `Animator`; the motion is in [0, 1] there."""
+    """What a step of one window sees, see `Animator`; the motion is embedded."""
 
     noisy: jax.Array
     reference: jax.Array
@@ -116,14 +116,14 @@ def draw_inputs(model: Model, args: argparse.Namespace) -> StepInputs:
     def draw(*shape: int) -> jax.Array:
         return jnp.asarray(rng.standard_normal(shape, np.float32), model.dtype)
 
-    H, W = args.size
-    h, w, c = H // config.autoencoder.factor, W // config.autoencoder.factor, config.unet.channels
+    h, w = (side // config.autoencoder.factor for side in args.size)
+    c = config.unet.channels
     return StepInputs(
         noisy=draw(1, args.frames, h, w, c),
         reference=draw(1, h, w, c),
         text=draw(1, config.text.positions, config.unet.text_width),
         t=jnp.array([500]),
-        motion=draw(1, args.frames, H, W, 3),
+        motion=draw(1, args.frames, h, w, config.unet.widths[0]),
     )
 
 
@@ -140,7 +140,7 @@ def components(args: argparse.Namespace) -> list[Row]:
     return [
         *unet_rows(model, x, measure),
         measure(APPEARANCE, "bank", x.reference, x.t, x.text),
-        measure(CONTROL, "residuals", x.noisy, x.t, x.text, x.motion),
+        measure(CONTROL, "residuals_from_embedded", x.noisy, x.t, x.text, x.motion),
         measure(STEP, predict_guided, *everything),
         measure("a guided step without temporal layers", predict_guided, *everything, networks=still),
         measure(DECODING, "decode_latents", x.noisy[:, 0]),
@@ -154,7 +154,7 @@ def unet_rows(model: Model, x: StepInputs, measure: Callable[..., Row]) -> list[
         return jit(bind(model.networks, method))(model.params, *inputs)
 
     bank = compute("bank", x.reference, x.t, x.text)
-    residuals = compute("residuals", x.noisy, x.t, x.text, x.motion)
+    residuals = compute("residuals_from_embedded", x.noisy, x.t, x.text, x.motion)
     encoded = compute(encode, x.noisy, x.t, x.text)
     rows = [
         measure("UNet: down path, once for both halves", encode, x.noisy, x.t, x.text),
@@ -186,7 +186,7 @@ def predict_guided(
     networks: Animator, noisy: jax.Array, reference: jax.Array, t: jax.Array, text: jax.Array, motion: jax.Array
 ) -> jax.Array:
     """The networks' part of a guided step."""
-    bank, residuals = networks.bank(reference, t, text), networks.residuals(noisy, t, text, motion)
+    bank, residuals = networks.bank(reference, t, text), networks.residuals_from_embedded(noisy, t, text, motion)
     return guide(*networks.predict_both(noisy, t, text, None, bank, residuals), GUIDANCE)
 
 

@@ -171,9 +171,25 @@ class Animator(nn.Module):
         shallow: bool = False,
     ) -> Residuals:
         """y_p: the ControlNet's residuals times `scale`. `shallow` computes those of the first level only."""
+        return self.residuals_from_embedded(noisy, t, text, self.embed_motion(motion), scale, shallow)
+
+    def embed_motion(self, motion: jax.Array) -> jax.Array:
+        """What the ControlNet sees of a motion, `b f h w c`: the same at all times."""
         if self.config.renders == "sticks":
             motion = draw_sticks(motion)
-        residuals = self.control(noisy, t, text, motion, shallow)
+        return self.control.embed_motion(motion)
+
+    def residuals_from_embedded(
+        self,
+        noisy: jax.Array,
+        t: jax.Array,
+        text: jax.Array,
+        embedded: jax.Array,
+        scale: jax.Array | float = 1.0,
+        shallow: bool = False,
+    ) -> Residuals:
+        """As `residuals`, of a motion that is embedded already."""
+        residuals = self.control(noisy, t, text, embedded, shallow)
         return jax.tree.map(lambda r: r * jnp.asarray(scale, r.dtype), residuals)
 
     def denoise(

@@ -45,8 +45,12 @@ class ControlNet(nn.Module):
         self.controlnet_down_blocks = [nn.Dense(width) for width in c.skip_widths]
         self.controlnet_mid_block = nn.Dense(c.widths[-1])
 
+    def embed_motion(self, motion: jax.Array) -> jax.Array:
+        """Renders `b f H W 3` in [0, 1] to what the network adds behind its first convolution, `b f h w c`."""
+        return self.controlnet_cond_embedding(motion)
+
     def __call__(
-        self, x: jax.Array, t: jax.Array, text: jax.Array, motion: jax.Array, shallow: bool = False
+        self, x: jax.Array, t: jax.Array, text: jax.Array, embedded: jax.Array, shallow: bool = False
     ) -> Residuals:
         """y_p for noisy latents.
 
@@ -54,10 +58,9 @@ class ControlNet(nn.Module):
           x: Noisy latents `b f h w c`.
           t: Diffusion times `b`.
           text: Text states `b n c`.
-          motion: Renders `b f H W 3` in [0, 1].
+          embedded: The motion as `embed_motion` gives it. It depends on nothing else: one does for all times.
           shallow: Compute the residuals of the first level only, see `UNet.encode`.
         """
-        embedded = self.controlnet_cond_embedding(motion)
         x, skips, temb, _ = self.encoder(x, t, text, {}, embedded, shallow)
         zero_convolutions = self.controlnet_down_blocks[: len(skips)]
         skips = tuple(convolution(skip) for convolution, skip in zip(zero_convolutions, skips, strict=True))
