@@ -27,6 +27,7 @@ from mafx.commands import (
     run_command,
 )
 from mafx.errors import InputError, memory_advice
+from mafx.limits import add_limit_flags, set_limits
 from mafx.media import FITS
 from mafx.settings import Settings, add_setting_flags, setting_flags
 
@@ -86,6 +87,7 @@ def make_parser() -> Parser:
     add("--compile_only", action="store_true", help="Compile what the other flags ask for, for the next start.")
     add_cache_flag(parser)
     add_process_flags(parser)
+    add_limit_flags(parser)
     return parser
 
 
@@ -115,6 +117,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
+    set_limits(args)
     from mafx import jobs  # noqa: PLC0415 (slow, and --help does without)
     from mafx.compiling import keep_programs  # noqa: PLC0415
     from mafx.sources import default_dtype, find_source  # noqa: PLC0415

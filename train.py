@@ -19,6 +19,7 @@ from mafx.commands import (
     run_command,
 )
 from mafx.errors import memory_advice
+from mafx.limits import add_limit_flags, set_limits
 
 NAME = "train.py"
 ADVICE = (
@@ -34,10 +35,12 @@ def main(arguments: list[str] | None = None) -> None:
     )
     add_cache_flag(parser)
     add_process_flags(parser)
+    add_limit_flags(parser)
     train_run(*parser.parse_known_args(arguments))
 
 
 def train_run(args: argparse.Namespace, config_arguments: list[str]) -> None:
+    set_limits(args)
     # Imported here, so that --help is quick.
     import jax  # noqa: PLC0415
 

@@ -3,9 +3,26 @@
 import contextlib
 from collections.abc import Iterator
 
+LONGEST_REASON = 300  # characters of another library's message
+
 
 class InputError(ValueError):
     """An input is not what it should be. The message is one sentence: what was expected, what was found, what to do."""
+
+
+@contextlib.contextmanager
+def refusals(complaint: str) -> Iterator[None]:
+    """Turn whatever a library raises at a file into an InputError of one line that begins with `complaint`.
+
+    No exception is left out, because libraries do not say what they raise at broken and at hostile files.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
+        raise InputError(f"{complaint}: {reason}") from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:

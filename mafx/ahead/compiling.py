@@ -20,6 +20,7 @@ from mafx.ahead.programs import Job, answer_for_card, trace
 from mafx.ahead.targets import Nvidia
 from mafx.compiling import COMPILER_OPTIONS
 from mafx.errors import InputError, is_out_of_memory
+from mafx.files import read_json
 from mafx.flops import count_flops
 
 MODULE = "mafx.ahead.compiling"
@@ -104,7 +105,7 @@ def compile_apart(job: Job, folder: Path, quick: bool = False) -> Compiled:
             process.wait()
     if process.returncode and not stopped:
         raise CompilerError(_reason(folder, process.returncode))
-    traced = json.loads((folder / TRACED).read_text())
+    traced = read_json(folder / TRACED)
     calls = [PallasCall(name, _shapes(a), _shapes(b), flops) for name, a, b, flops in traced.pop("calls")]
     buffers, hlo = (next((folder / REPORTS).glob(pattern)).read_text() for pattern in (BUFFERS_REPORT, HLO_REPORT))
     return Compiled(**traced, calls=calls, buffers=buffers, hlo=hlo, machine_code=not stopped)
@@ -132,7 +133,7 @@ def _one_line(text: str) -> str:
 
 def main(folder: Path) -> int:
     """Compile the job of a folder; returns the exit status."""
-    values = json.loads((folder / JOB).read_text())
+    values = read_json(folder / JOB)
     job = Job(**values | {"size": tuple(values["size"])})
     jax.config.update("jax_enable_compilation_cache", False)  # what is read from a cache is not reported
     try:

@@ -8,7 +8,6 @@
 Memory is in GiB, as the compiler says. Times are modelled; no card was measured to check them.
 """
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +18,8 @@ from mafx.ahead.rows import ANIMATION, verdict
 from mafx.ahead.targets import TARGETS
 from mafx.budget import GIB
 from mafx.commands import Parser, run_command
-from mafx.errors import InputError
+from mafx.errors import refusals
+from mafx.files import read_json
 from mafx.tables import markdown_table
 from mafx.training.config import STAGES
 
@@ -58,11 +58,9 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
     """
     records = []
     for path in paths:
-        try:
-            rows = json.loads(path.read_text())
+        with refusals(f"expected rows that python -m mafx.ahead --json wrote, found {path}"):
+            rows = read_json(path, list[dict[str, Any]])
             records += [row for row in rows if row["program"] in (*SAMPLING, *STAGES, ANIMATION)]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise InputError(f"expected rows that python -m mafx.ahead --json wrote, found {path}: {error}") from error
     return records
 
 

@@ -4,7 +4,6 @@
 `training.jsonl` the log of all stages, `scores.json` its evaluation on held-out clips.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from mafx.diffusion.schedule import Schedule
+from mafx.files import read_json
 from mafx.model import Model
 from mafx.models.animator import SIZES
 from mafx.models.text import Tokenizer
@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent
 
 def bundled_config() -> ml_collections.ConfigDict:
     """The config that the bundled model was trained with, in its last stage."""
-    return ml_collections.ConfigDict(json.loads((FOLDER / "config.json").read_text()))
+    return ml_collections.ConfigDict(read_json(FOLDER / "config.json"))
 
 
 def load_bundled(dtype: jnp.dtype | str = jnp.float32) -> Model:

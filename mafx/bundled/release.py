@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mafx.bundled import FOLDER, save_bundled
 from mafx.commands import Parser, run_command
+from mafx.files import Measured, read_json_lines
 
 NAME = "python -m mafx.bundled.release"
 DIGITS = 4  # of the numbers in the training log
@@ -39,8 +40,9 @@ def main(args: argparse.Namespace) -> None:
 
 def joined_logs(workdirs: Sequence[Path]) -> str:
     """The training logs of several runs, one after another, with numbers of `DIGITS` digits."""
-    lines = [line for workdir in workdirs for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return "".join(f"{json.dumps(_rounded(json.loads(line)))}\n" for line in lines)
+    kind = dict[str, int | Measured]
+    lines = [line for workdir in workdirs for line in read_json_lines(workdir / "metrics.jsonl", kind)]
+    return "".join(f"{json.dumps(_rounded(line))}\n" for line in lines)
 
 
 def _rounded(values: dict[str, float]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import logging
 import os
@@ -32,6 +33,8 @@ from mafx.commands import Parser, run_command
 from mafx.data.layouts import LAYOUTS, Layout
 from mafx.data.staging import Staged, stage
 from mafx.errors import InputError
+from mafx.files import check_name, read_json
+from mafx.limits import add_limit_flags, set_limits
 
 NAME = "python -m mafx.data.builders"
 MIN_FRAMES = 16
@@ -76,9 +79,12 @@ class Report:
 
     @classmethod
     def read(cls, folder: Path) -> "Report":
-        fields = json.loads((folder / "report.json").read_text())
-        left_out = [LeftOut(**row) for row in fields.pop("left_out")]
-        return cls(**fields, left_out=left_out)
+        """Raises InputError where there is none, or a name in it is none."""
+        path = folder / "report.json"
+        report = read_json(path, cls)
+        for name in itertools.chain(*report.clips.values()):
+            check_name(name, path)
+        return report
 
 
 def summary(left_out: Iterable[LeftOut]) -> str:
@@ -301,7 +307,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--min_frames", type=int, default=MIN_FRAMES, help="Shorter clips are left out (default %(default)s)."
     )
+    add_limit_flags(parser)
     args = parser.parse_args(arguments)
+    set_limits(args)
     return run_command(NAME, _prepare_quietly, args.name, args.manual_dir, args.data_dir, args.min_frames)
 
 

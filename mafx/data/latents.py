@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 from mafx import media
 from mafx.data.clips import Clip
 from mafx.data.examples import ExampleOptions
-from mafx.errors import InputError
+from mafx.errors import InputError, refusals
+from mafx.files import check_finite, read_array
 
 CHUNK = 8  # frames that are encoded at once
 
@@ -48,7 +49,9 @@ class LatentClip:
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latents, float16 `f h w c`, and renders, uint8 `f H W 3`."""
         _, motion = self.clip.read(indices)
-        return np.load(self.path, mmap_mode="r")[indices], motion
+        latents = read_array(self.path, np.float16)
+        with refusals(f"expected latents of {self.frames} frames in {self.path}"):
+            return check_finite(latents[indices], str(self.path)), motion
 
 
 def cache_latents(clips: Sequence[Clip], encode: Encode, options: ExampleOptions, folder: Path) -> list[LatentClip]:
@@ -84,7 +87,7 @@ def cache_latents(clips: Sequence[Clip], encode: Encode, options: ExampleOptions
 
 
 def _check_shape(path: Path, expected: tuple[int, ...]) -> None:
-    shape = np.load(path, mmap_mode="r").shape
+    shape = read_array(path, np.float16).shape
     if shape != expected:
         raise InputError(
             f"expected latents of shape {expected} in {path}, found {shape}: give another config.data.latent_cache"

@@ -11,6 +11,7 @@ from mafx import media
 from mafx.data.clips import HALVES
 from mafx.densepose import PARTS, check_motion, draw_labels, read_labels
 from mafx.errors import InputError
+from mafx.files import check_name
 
 Frame = np.ndarray | Path | None  # pixels, the file that holds them, or nothing where a file is missing
 
@@ -54,6 +55,9 @@ def find_raw(folder: Path, kind: str = "pictures") -> list[Raw]:
 
     Returns:
       The clips.
+
+    Raises:
+      InputError: A name is of more than one line.
     """
     videos = {path.stem: {"": path} for path in folder.glob("[!.]*.mp4")}
     names = {stem.removesuffix("_densepose") for stem in videos}
@@ -62,6 +66,8 @@ def find_raw(folder: Path, kind: str = "pictures") -> list[Raw]:
         if any((path / half).is_dir() for half in HALVES):
             images, renders = (find_pictures(path / half) for half in HALVES)
             clips[path.name] = Raw(path.name, kind, images, renders)
+    for name in clips:
+        check_name(name, folder)
     return [clips[name] for name in sorted(clips)]
 
 

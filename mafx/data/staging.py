@@ -19,7 +19,9 @@ from PIL import Image
 
 from mafx.data.raw import Raw, check_frame, read_raw
 from mafx.densepose import draw_labels
-from mafx.errors import InputError
+from mafx.errors import InputError, refusals
+from mafx.files import check_regular, parse_json
+from mafx.limits import JSON_BYTES
 
 INDEX = "clip.json"
 JPEG = {"quality": 95, "subsampling": 0}  # 4:4:4: colours at full resolution
@@ -68,10 +70,10 @@ def stage(raw: Raw, archive: Path) -> Staged:
       The longest unbroken run of good frames of one size; of "images", all good ones.
     """
     fingerprint = _fingerprint(raw)
-    with contextlib.suppress(FileNotFoundError, zipfile.BadZipFile), zipfile.ZipFile(archive) as file:
-        index = json.loads(file.read(INDEX))
-        if index["fingerprint"] == fingerprint:
-            return Staged(raw, archive, index["kept"], index["left_out"])
+    with contextlib.suppress(InputError):  # of a zip that is not there or not whole: it is made anew
+        index = _read_index(archive)
+        if index.fingerprint == fingerprint:
+            return Staged(raw, archive, index.kept, index.left_out)
     archive.parent.mkdir(parents=True, exist_ok=True)
     partial = archive.with_name(f"{archive.name}.part")
     with zipfile.ZipFile(partial, "w") as file:
@@ -79,6 +81,22 @@ def stage(raw: Raw, archive: Path) -> Staged:
         file.writestr(INDEX, json.dumps({"fingerprint": fingerprint, "kept": kept, "left_out": left_out}))
     partial.rename(archive)
     return Staged(raw, archive, kept, left_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """What `clip.json` holds."""
+
+    fingerprint: str
+    kept: Kept
+    left_out: LeftOut
+
+
+def _read_index(archive: Path) -> Index:
+    check_regular(archive)
+    with refusals(f"{archive} is no whole zip of a checked clip"), zipfile.ZipFile(archive) as file:
+        JSON_BYTES.check(archive, file.getinfo(INDEX).file_size)
+        return parse_json(file.read(INDEX), archive, Index)
 
 
 def _fingerprint(raw: Raw) -> str:

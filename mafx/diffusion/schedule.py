@@ -44,6 +44,10 @@ class Schedule:
             raise ValueError(f"schedule {self.kind!r} is unknown, expected one of {', '.join(KINDS)}")
         if self.prediction not in PREDICTIONS:
             raise ValueError(f"prediction {self.prediction!r} is unknown, expected one of {', '.join(PREDICTIONS)}")
+        if not (0 < self.beta_start <= self.beta_end < 1 and self.steps >= 1):
+            raise ValueError(
+                f"expected betas that grow between 0 and 1, found {self.beta_start} to {self.beta_end} in {self.steps}"
+            )
         if self.zero_terminal_snr and self.prediction == "epsilon":
             raise ValueError(
                 "with zero_terminal_snr the last time is pure noise, from which epsilon says nothing: "

@@ -13,6 +13,7 @@ An interrupted evaluation continues behind the clips in clips/. Several processe
 numbers as one.
 """
 
+import dataclasses
 import json
 import math
 import time
@@ -31,14 +32,42 @@ from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
 from mafx.errors import InputError
 from mafx.evaluation.features import NETWORKS, MetricNetworks, frechet_distance
+from mafx.files import Measured, check_value, read_arrays, read_json
 from mafx.model import Model
 from mafx.tables import markdown_table
 
 FRAME_MEASURES = (metrics.l1, metrics.l1_published, metrics.psnr, metrics.psnr_legacy, metrics.ssim)
+MAX_FEATURES = 2**30  # bytes of a clip's features
 HIGHER_IS_BETTER = ("psnr", "psnr_legacy", "ssim")
 Scores = dict[str, float]  # measure -> value; "_person" ends the names of measures inside the person's mask
 Interval = list[float]  # a mean, and the two ends of its 95 % interval, which are nan where there is none
 Summary = dict[str, dict[str, Interval]]  # answer -> measure -> interval
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipFile:
+    """What a file of clips/ holds."""
+
+    settings: dict[str, Any]
+    scores: dict[str, dict[str, Measured]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """The scores of a clip in metrics.json."""
+
+    result: dict[str, Measured]
+    copying: dict[str, Measured] = dataclasses.field(default_factory=dict)
+    truth: dict[str, Measured] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationFile:
+    """What metrics.json holds."""
+
+    settings: dict[str, Any]
+    mean: dict[str, dict[str, tuple[Measured, Measured, Measured]]]
+    clips: dict[str, Answers]
 
 
 # -- The whole evaluation
@@ -100,7 +129,7 @@ def _prepare_folder(out: Path, setup: dict) -> None:
     for folder in ("clips", "videos", "features"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     for path in (out / "clips").glob("*.json"):
-        before = json.loads(path.read_text())["settings"]
+        before = read_json(path, ClipFile).settings
         if before != setup:
             odd = next(name for name in setup | before if before.get(name, ...) != setup.get(name, ...))
             raise InputError(
@@ -111,7 +140,7 @@ def _prepare_folder(out: Path, setup: dict) -> None:
 
 def _collect(out: Path, setup: dict, paths: dict[str, Path], write: bool) -> dict:
     """Summarise the scores of all clips, given by their names and files, and `write` the summary."""
-    scores = {name: json.loads(path.read_text())["scores"] for name, path in paths.items()}
+    scores = {name: read_json(path, ClipFile).scores for name, path in paths.items()}
     mean = summarise(scores)
     for answer, distances in frechet_distances([out / "features" / f"{name}.npz" for name in scores]).items():
         mean[answer] |= distances
@@ -139,11 +168,13 @@ def read_metrics(folder: Path) -> dict:
       What `evaluate` has returned.
 
     Raises:
-      InputError: There is none.
+      InputError: There is none, or it cannot be read.
     """
     for path in (folder / "metrics.json", folder / "evaluation" / "metrics.json"):
-        if path.is_file():
-            return json.loads(path.read_text())
+        if path.exists():
+            content = read_json(path)
+            check_value(content, EvaluationFile, str(path))
+            return content
     raise InputError(
         f"expected an evaluation (metrics.json) in {folder}; make it by sample.py --workdir {folder} --split test"
     )
@@ -305,7 +336,7 @@ def frechet_distances(paths: Sequence[Path]) -> Summary:
     Args:
       paths: The files of features, one per clip. Clips that are too short for a network count for nothing in it.
     """
-    clips = [dict(np.load(path)) for path in paths]
+    clips = [_read_features(path) for path in paths]
     distances: Summary = {}
     for key in _union(clips):
         answer, name = key.split("/")
@@ -313,6 +344,14 @@ def frechet_distances(paths: Sequence[Path]) -> Summary:
             distance = frechet_distance(_features(clips, key), _features(clips, f"truth/{name}"))
             distances.setdefault(answer, {})[name] = [distance, math.nan, math.nan]
     return distances
+
+
+def _read_features(path: Path) -> dict[str, np.ndarray]:
+    arrays = read_arrays(path, MAX_FEATURES)
+    for key, x in arrays.items():
+        if key.count("/") != 1 or x.ndim != 2:
+            raise InputError(f"{path}: expected features `k c` under names ANSWER/NETWORK, found {key!r} of {x.shape}")
+    return arrays
 
 
 def _features(clips: Sequence[dict[str, np.ndarray]], key: str) -> np.ndarray:

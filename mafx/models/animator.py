@@ -259,6 +259,40 @@ class Animator(nn.Module):
         return self.decode_latents(prediction[:, 0].astype(image.dtype))
 
 
+def check_sizes(config: AnimatorConfig) -> None:
+    """Check what the sizes of the networks must have in common, at no cost: no network is built.
+
+    Raises:
+      ValueError: One network could not be built, or would not fit another.
+    """
+    unet, temporal, autoencoder, text = config.unet, config.unet.temporal, config.autoencoder, config.text
+    _demand(len(unet.attends) == len(unet.widths), f"{len(unet.widths)} widths and {len(unet.attends)} kinds of blocks")
+    _demand_multiples("widths of the UNet", unet.widths, {"groups": unet.groups, "heads": unet.heads, "2": 2})
+    if temporal is not None:
+        multiples = {"groups of the temporal layers": temporal.groups, "heads of the temporal layers": temporal.heads}
+        _demand_multiples("widths of the UNet", unet.widths, multiples)
+    _demand_multiples("width of the text tower", (text.width,), {"heads": text.heads})
+    _demand(text.width == unet.text_width, f"text states of {text.width} and of {unet.text_width} channels")
+    if isinstance(autoencoder, PatchesConfig):
+        channels = 3 * autoencoder.factor**2
+    else:
+        channels = autoencoder.channels
+        _demand_multiples("widths of the autoencoder", autoencoder.widths, {"groups": autoencoder.groups})
+    _demand(channels == unet.channels, f"latents of {channels} channels, and a UNet for {unet.channels}")
+    factor = 2 ** (len(config.motion_widths) - 1)
+    _demand(factor == autoencoder.factor, f"a motion reduced {factor} times, and latents {autoencoder.factor} times")
+
+
+def _demand(fits: bool, found: str) -> None:
+    if not fits:
+        raise ValueError(f"expected sizes that fit one another, found {found}")
+
+
+def _demand_multiples(what: str, widths: Sequence[int], divisors: dict[str, int]) -> None:
+    for name, divisor in divisors.items():
+        _demand(all(width % divisor == 0 for width in widths), f"{what} {widths} that {divisor} ({name}) do not divide")
+
+
 def parameter_shapes(config: AnimatorConfig) -> dict:
     """The nested tree of parameters as float32 `jax.ShapeDtypeStruct`s, at no cost in memory."""
     h = 2 ** (len(config.unet.widths) - 1)

@@ -6,9 +6,9 @@ Diffusion 1.5's `text_encoder`.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,11 @@ from einops import rearrange
 from flax import linen as nn
 from tokenizers import Regex, models, normalizers, pre_tokenizers
 
-from mafx.errors import InputError
+from mafx.errors import InputError, refusals
+from mafx.files import Range, parse_json, read_text
 from mafx.models.layers import LayerNorm
+
+START, END = "<|startoftext|>", "<|endoftext|>"  # CLIP's words around a prompt
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -117,11 +120,19 @@ class Tokenizer:
         return cls(length=length, start=size - 2, end=size - 1)
 
     @classmethod
-    def from_directory(cls, directory: Path, length: int = 77) -> "Tokenizer":
-        """Read `vocab.json` and `merges.txt`."""
-        vocabulary, merges = ((directory / name).read_text("utf-8") for name in ("vocab.json", "merges.txt"))
-        ids = json.loads(vocabulary)
-        return cls(vocabulary, merges, length, ids["<|startoftext|>"], ids["<|endoftext|>"])
+    def from_directory(cls, directory: Path, config: TextConfig) -> "Tokenizer":
+        """Read `vocab.json` and `merges.txt` for a text tower of these sizes.
+
+        Raises:
+          InputError: One of them is missing, is none, or has ids that the tower has no embedding for.
+        """
+        vocabulary, merges = (read_text(directory / name) for name in ("vocab.json", "merges.txt"))
+        with refusals(f"{directory} holds no vocabulary that can be read"):
+            ids = _byte_pair_encoder(vocabulary, merges).get_vocab()
+            largest = max(ids.values())
+            if largest >= config.vocabulary:
+                raise ValueError(f"expected ids below {config.vocabulary}, found {largest}")
+            return cls(vocabulary, merges, config.positions, ids[START], ids[END])
 
     def __call__(self, prompt: str) -> np.ndarray:
         """Encode a prompt as int32 `n`: the start, the prompt's ids, the end, padding.
@@ -141,13 +152,20 @@ class Tokenizer:
         return _byte_pair_encoder(self.vocabulary, self.merges).encode(prompt, add_special_tokens=False).ids
 
 
+@functools.lru_cache(maxsize=2)  # all prompts of a model have one vocabulary
 def _byte_pair_encoder(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
-    """CLIP's pipeline: clean and lower the text, split it into words, encode their bytes; `</w>` ends a word."""
+    """CLIP's pipeline: clean and lower the text, split it into words, encode their bytes; `</w>` ends a word.
+
+    Raises:
+      InputError: These are no vocabulary and no merges.
+    """
+    ids = parse_json(vocabulary, "vocab.json", dict[str, Annotated[int, Range(0, 2**31)]])
+    if missing := {START, END} - ids.keys():
+        raise InputError(f"vocab.json lacks {' and '.join(sorted(missing))}")
     lines = [line for line in merges.splitlines() if line and not line.startswith("#version")]
-    pairs = [(first, second) for first, second in map(str.split, lines)]
-    encoder = tokenizers.Tokenizer(
-        models.BPE(json.loads(vocabulary), pairs, end_of_word_suffix="</w>", unk_token="<|endoftext|>", fuse_unk=False)
-    )
+    with refusals("expected two words in each line of merges.txt, and both and their union in vocab.json"):
+        pairs = [(first, second) for first, second in map(str.split, lines)]
+        encoder = tokenizers.Tokenizer(models.BPE(ids, pairs, end_of_word_suffix="</w>", unk_token=END, fuse_unk=False))
     encoder.normalizer = normalizers.Sequence(
         [
             normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=False, lowercase=True),
@@ -161,5 +179,5 @@ def _byte_pair_encoder(vocabulary: str, merges: str) -> tokenizers.Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    encoder.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    encoder.add_special_tokens([START, END])
     return encoder

@@ -6,18 +6,19 @@ noise schedule; it may be absent, and then the published values hold. Four setti
 published code does, which has no such settings.
 """
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Any
 
 from mafx.diffusion.schedule import Schedule
-from mafx.errors import InputError
-from mafx.models.animator import AnimatorConfig
+from mafx.errors import InputError, refusals
+from mafx.files import Range, check_value, read_json
+from mafx.models.animator import AnimatorConfig, check_sizes
 from mafx.models.autoencoder import AutoencoderConfig, PatchesConfig
 from mafx.models.temporal import TemporalConfig
-from mafx.models.text import ACTIVATIONS, TextConfig, Tokenizer
+from mafx.models.text import ACTIVATIONS, END, START, TextConfig, Tokenizer
 from mafx.models.unet import UNetConfig
 
 STABLE_DIFFUSION = "stable-diffusion-v1-5"
@@ -31,7 +32,6 @@ INFERENCE = "inference_config.json"
 PUBLISHED_SIZE = (512, 512)
 PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction", "sample": "sample"}  # our word -> that of diffusers
 PATCHES = "Patches"  # class name of our patches of pixels, which no published tool knows
-END_OF_TEXT = "<|endoftext|>"
 
 # Settings with one known value each. A file that says otherwise describes another network.
 FIXED_UNET = {
@@ -81,6 +81,101 @@ class PublishedConfigs:
     size: tuple[int, int] = PUBLISHED_SIZE
 
 
+# -- What the files hold, by their own names. Every size is checked as a value before a network is built from it.
+
+Width = Annotated[int, Range(1, 16384)]
+Widths = Annotated[tuple[Width, ...], Range(1, 6)]  # one per level
+BlockTypes = Annotated[tuple[str, ...], Range(1, 6)]
+Layers = Annotated[int, Range(1, 4)]
+Heads = Annotated[int, Range(1, 128)]
+Groups = Annotated[int, Range(1, 512)]
+Channels = Annotated[int, Range(1, 1024)]
+Eps = Annotated[float, Range(1e-12, 1e-1)]
+Scaling = Annotated[float, Range(1e-3, 1e3)]
+Beta = Annotated[float, Range(1e-9, 0.999)]
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetJson:
+    """A UNet, the ControlNet or the appearance encoder. The number of heads has two names."""
+
+    block_out_channels: Widths
+    down_block_types: BlockTypes
+    cross_attention_dim: Width
+    up_block_types: BlockTypes | None = None
+    layers_per_block: Layers = 2
+    num_attention_heads: Any = None
+    attention_head_dim: Any = 8
+    norm_num_groups: Groups = 32
+    norm_eps: Eps = 1e-5
+    in_channels: Channels = 4
+    position_sinusoids: bool = False
+    conditioning_embedding_out_channels: Widths = AnimatorConfig.motion_widths
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderJson:
+    """An autoencoder."""
+
+    block_out_channels: Widths
+    layers_per_block: Layers = 2
+    norm_num_groups: Groups = 32
+    latent_channels: Channels = 4
+    scaling_factor: Scaling = AutoencoderConfig.scaling
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchesJson:
+    """Patches of pixels in the place of an autoencoder."""
+
+    patch_size: Annotated[int, Range(1, 16)]
+    scaling_factor: Scaling
+
+
+@dataclasses.dataclass(frozen=True)
+class TextJson:
+    """A text tower."""
+
+    hidden_size: Width
+    intermediate_size: Annotated[int, Range(1, 2**17)]
+    num_hidden_layers: Annotated[int, Range(1, 48)]
+    num_attention_heads: Heads
+    max_position_embeddings: Annotated[int, Range(2, 4096)] = 77
+    vocab_size: Annotated[int, Range(2, 2**20)] = 49408
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: Eps = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class TemporalJson:
+    """The temporal layers."""
+
+    num_attention_heads: Heads = TemporalConfig.heads
+    temporal_position_encoding_max_len: Annotated[int, Range(1, 4096)] = TemporalConfig.max_frames
+    norm_num_groups: Groups = TemporalConfig.groups
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleJson:
+    """The noise schedule."""
+
+    beta_schedule: str = Schedule.kind
+    beta_start: Beta = Schedule.beta_start
+    beta_end: Beta = Schedule.beta_end
+    prediction_type: str = "epsilon"
+    rescale_betas_zero_snr: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceJson:
+    """What belongs to no network alone."""
+
+    unet_additional_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    noise_scheduler_kwargs: ScheduleJson = ScheduleJson()
+    fusion: str = AnimatorConfig.fusion
+    size: tuple[Annotated[int, Range(1, 16384)], Annotated[int, Range(1, 16384)]] = PUBLISHED_SIZE
+
+
 # -- Reading
 
 
@@ -95,46 +190,30 @@ def read_configs(directory: Path) -> PublishedConfigs:
     """
     unet = _read_unets(directory)
     path = directory / INFERENCE
-    inference = _read_json(path) if path.is_file() else {}
-    temporal = _read_temporal(path, inference.get("unet_additional_kwargs", {}), levels=len(unet.widths))
+    content = read_json(path) if path.exists() else {}
+    inference = check_value(content, InferenceJson, str(path))
+    temporal = _read_temporal(path, inference.unet_additional_kwargs, levels=len(unet.widths))
     motion_widths = _read_motion_widths(directory / CONTROL / "config.json")
     autoencoder = _read_autoencoder(directory / AUTOENCODER / "config.json")
     text = _read_text(directory / TEXT / "config.json")
-    with _complaints_about(path):
-        return PublishedConfigs(
-            config=AnimatorConfig(
-                unet=dataclasses.replace(unet, temporal=temporal),
-                motion_widths=motion_widths,
-                fusion=inference.get("fusion", AnimatorConfig.fusion),
-                autoencoder=autoencoder,
-                text=text,
-            ),
-            schedule=_schedule(inference.get("noise_scheduler_kwargs", {})),
-            size=_size(inference.get("size", PUBLISHED_SIZE)),
+    with refusals(str(path)):
+        config = AnimatorConfig(
+            unet=dataclasses.replace(unet, temporal=temporal),
+            motion_widths=motion_widths,
+            fusion=inference.fusion,
+            autoencoder=autoencoder,
+            text=text,
         )
+        schedule = _schedule(inference.noise_scheduler_kwargs)
+    with refusals(f"the networks of {directory} do not fit together"):
+        check_sizes(config)
+    return PublishedConfigs(config, schedule, inference.size)
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    return content
-
-
-@contextlib.contextmanager
-def _complaints_about(path: Path) -> Iterator[None]:
-    """Name the file in complaints about missing settings and unknown values."""
-    try:
-        yield
-    except InputError:
-        raise
-    except KeyError as error:
-        raise InputError(f"{path} lacks the setting {error}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from error
+def _read(path: Path, kind: Any, fixed: dict[str, Any]) -> Any:
+    content = read_json(path)
+    _demand(path, content, fixed)
+    return check_value(content, kind, str(path))
 
 
 def _demand(path: Path, content: dict, expected: dict) -> None:
@@ -159,89 +238,80 @@ def _read_unets(directory: Path) -> UNetConfig:
 
 
 def _read_unet(path: Path) -> UNetConfig:
-    content = _read_json(path)
-    _demand(path, content, FIXED_UNET)
-    with _complaints_about(path):
-        down = content["down_block_types"]
-        config = UNetConfig(
-            widths=tuple(content["block_out_channels"]),
-            attends=_attends(down),
-            layers=content.get("layers_per_block", 2),
-            heads=_heads(content),
-            groups=content.get("norm_num_groups", 32),
-            eps=content.get("norm_eps", 1e-5),
-            channels=content.get("in_channels", 4),
-            text_width=content["cross_attention_dim"],
-            positions=content.get("position_sinusoids", False),
+    content = _read(path, UNetJson, FIXED_UNET)
+    attends = _attends(content.down_block_types)
+    if content.up_block_types is not None and _attends(content.up_block_types) != attends[::-1]:
+        raise InputError(
+            f"{path}: up_block_types {content.up_block_types} do not mirror down_block_types {content.down_block_types}"
         )
-    up = content.get("up_block_types")
-    if up is not None and _attends(up) != config.attends[::-1]:
-        raise InputError(f"{path}: up_block_types {up} do not mirror down_block_types {down}")
-    return config
+    return UNetConfig(
+        widths=content.block_out_channels,
+        attends=attends,
+        layers=content.layers_per_block,
+        heads=_heads(path, content),
+        groups=content.norm_num_groups,
+        eps=content.norm_eps,
+        channels=content.in_channels,
+        text_width=content.cross_attention_dim,
+        positions=content.position_sinusoids,
+    )
 
 
 def _attends(block_types: Sequence[str]) -> tuple[bool, ...]:
     return tuple(name.startswith("CrossAttn") for name in block_types)
 
 
-def _heads(content: dict) -> int:
+def _heads(path: Path, content: UNetJson) -> int:
     """The number of attention heads, which the published files call `attention_head_dim`."""
-    heads = content.get("num_attention_heads")
-    if heads is None:
-        heads = content.get("attention_head_dim", 8)
-    if not isinstance(heads, int):
-        raise ValueError(f"expected one number of attention heads for all levels, found {heads}")
-    return heads
+    heads = content.attention_head_dim if content.num_attention_heads is None else content.num_attention_heads
+    if isinstance(heads, list):
+        raise InputError(f"{path}: expected one number of attention heads for all levels, found {heads}")
+    return check_value(heads, Heads, f"{path}: attention_head_dim")
 
 
 def _read_motion_widths(path: Path) -> tuple[int, ...]:
-    content = _read_json(path)
-    _demand(path, content, FIXED_CONTROL)
-    return tuple(content.get("conditioning_embedding_out_channels", AnimatorConfig.motion_widths))
+    return _read(path, UNetJson, FIXED_CONTROL).conditioning_embedding_out_channels
 
 
 def _read_autoencoder(path: Path) -> AutoencoderConfig | PatchesConfig:
-    content = _read_json(path)
-    _demand(path, content, FIXED_AUTOENCODER)
-    with _complaints_about(path):
-        if content.get("_class_name") == PATCHES:
-            return PatchesConfig(content["patch_size"], content["scaling_factor"])
-        return AutoencoderConfig(
-            widths=tuple(content["block_out_channels"]),
-            layers=content.get("layers_per_block", 2),
-            groups=content.get("norm_num_groups", 32),
-            channels=content.get("latent_channels", 4),
-            scaling=content.get("scaling_factor", AutoencoderConfig.scaling),
-        )
+    if read_json(path).get("_class_name") == PATCHES:
+        patches = _read(path, PatchesJson, FIXED_AUTOENCODER)
+        return PatchesConfig(patches.patch_size, patches.scaling_factor)
+    content = _read(path, AutoencoderJson, FIXED_AUTOENCODER)
+    return AutoencoderConfig(
+        widths=content.block_out_channels,
+        layers=content.layers_per_block,
+        groups=content.norm_num_groups,
+        channels=content.latent_channels,
+        scaling=content.scaling_factor,
+    )
 
 
 def _read_text(path: Path) -> TextConfig:
-    content = _read_json(path)
-    _demand(path, content, FIXED_TEXT)
-    with _complaints_about(path):
-        config = TextConfig(
-            width=content["hidden_size"],
-            hidden=content["intermediate_size"],
-            layers=content["num_hidden_layers"],
-            heads=content["num_attention_heads"],
-            positions=content.get("max_position_embeddings", 77),
-            vocabulary=content.get("vocab_size", 49408),
-            activation=content.get("hidden_act", "quick_gelu"),
-            eps=content.get("layer_norm_eps", 1e-5),
-        )
-    if config.activation not in ACTIVATIONS:
-        raise InputError(f"{path}: hidden_act is {config.activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-    return config
+    content = _read(path, TextJson, FIXED_TEXT)
+    if content.hidden_act not in ACTIVATIONS:
+        raise InputError(f"{path}: hidden_act is {content.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}")
+    return TextConfig(
+        width=content.hidden_size,
+        hidden=content.intermediate_size,
+        layers=content.num_hidden_layers,
+        heads=content.num_attention_heads,
+        positions=content.max_position_embeddings,
+        vocabulary=content.vocab_size,
+        activation=content.hidden_act,
+        eps=content.layer_norm_eps,
+    )
 
 
 def _read_temporal(path: Path, content: dict, levels: int) -> TemporalConfig:
     _demand(path, content, FIXED_INFERENCE | {"motion_module_resolutions": _resolutions(levels)})
-    settings = content.get("motion_module_kwargs", {})
+    settings = check_value(content.get("motion_module_kwargs", {}), dict[str, Any], f"{path}: motion_module_kwargs")
     _demand(path, settings, FIXED_TEMPORAL)
+    temporal = check_value(settings, TemporalJson, f"{path}: motion_module_kwargs")
     return TemporalConfig(
-        heads=settings.get("num_attention_heads", TemporalConfig.heads),
-        max_frames=settings.get("temporal_position_encoding_max_len", TemporalConfig.max_frames),
-        groups=settings.get("norm_num_groups", TemporalConfig.groups),
+        heads=temporal.num_attention_heads,
+        max_frames=temporal.temporal_position_encoding_max_len,
+        groups=temporal.norm_num_groups,
     )
 
 
@@ -250,23 +320,15 @@ def _resolutions(levels: int) -> list[int]:
     return [2**i for i in range(levels)]
 
 
-def _schedule(settings: dict) -> Schedule:
+def _schedule(settings: ScheduleJson) -> Schedule:
     words = {published: ours for ours, published in PREDICTION_TYPES.items()}
-    prediction = settings.get("prediction_type", "epsilon")
     return Schedule(
-        kind=settings.get("beta_schedule", Schedule.kind),
-        beta_start=settings.get("beta_start", Schedule.beta_start),
-        beta_end=settings.get("beta_end", Schedule.beta_end),
-        prediction=words.get(prediction, prediction),
-        zero_terminal_snr=settings.get("rescale_betas_zero_snr", False),
+        kind=settings.beta_schedule,
+        beta_start=settings.beta_start,
+        beta_end=settings.beta_end,
+        prediction=words.get(settings.prediction_type, settings.prediction_type),
+        zero_terminal_snr=settings.rescale_betas_zero_snr,
     )
-
-
-def _size(sides: object) -> tuple[int, int]:
-    match sides:
-        case [int(rows), int(columns)] if rows > 0 and columns > 0:
-            return rows, columns
-    raise ValueError(f"expected size as [rows, columns] in pixels, found {sides!r}")
 
 
 # -- Writing
@@ -449,10 +511,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict:
     return {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": tokenizer.length,
-        "bos_token": "<|startoftext|>",
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT,
+        "bos_token": START,
+        "eos_token": END,
+        "pad_token": END,
+        "unk_token": END,
         "do_lower_case": True,
         "add_prefix_space": False,
         "errors": "replace",

@@ -243,7 +243,7 @@ def _read_tokenizer(directory: Path, config: AnimatorConfig) -> Tokenizer:
     if not (folder / "vocab.json").is_file():
         log.warning("no vocabulary at %s: only the empty prompt can be used", folder)
         return Tokenizer.without_vocabulary(config.text.vocabulary, config.text.positions)
-    return Tokenizer.from_directory(folder, config.text.positions)
+    return Tokenizer.from_directory(folder, config.text)
 
 
 # -- Saving

@@ -1,18 +1,21 @@
 """A run as it lies in its work folder: its config, its sizes, its vocabulary, its model."""
 
 import dataclasses
-import json
 from pathlib import Path
+from typing import Annotated
 
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 
 from mafx.commands import expand_home
 from mafx.diffusion.schedule import Schedule
-from mafx.errors import InputError
+from mafx.errors import InputError, refusals
+from mafx.files import Range, check_finite, check_value, read_json
 from mafx.model import Model
 from mafx.models.animator import SIZES, AnimatorConfig
 from mafx.models.text import Tokenizer
+from mafx.models.unet import REMAT
 from mafx.placing import host_array, host_sharding
 from mafx.training.checkpoints import read_parameters
 from mafx.training.step import unflatten
@@ -28,12 +31,54 @@ def model_sizes(config: ml_collections.ConfigDict) -> AnimatorConfig:
     return dataclasses.replace(sizes, unet=unet, **config.networks)
 
 
+Side = Annotated[int, Range(1, 16384)]
+Count = Annotated[int, Range(1, 2**31)]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFile:
+    """What must be known of the data of a run."""
+
+    name: str
+    size: tuple[Side, Side]
+    path: str = ""
+    train_clips: Count | None = None
+    test_clips: Count | None = None
+    train_frames: Count | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigFile:
+    """What must be known of a run to use its model; the config holds more, for its training."""
+
+    model: str
+    remat: str
+    networks: dict[str, str]
+    schedule: Schedule
+    data: DataFile
+    show_guidance: Annotated[float, Range(0, 1e6)]
+
+
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The config that a work folder was last trained with. Raises InputError where there is none."""
-    try:
-        return ml_collections.ConfigDict(json.loads((workdir / CONFIG_FILE).read_text()))
-    except OSError as error:
-        raise InputError(f"expected a work folder of train.py, found no {CONFIG_FILE} in {workdir}") from error
+    """The config that a work folder was last trained with. Raises InputError where there is none that can be used."""
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        raise InputError(f"expected a work folder of train.py, found no {CONFIG_FILE} in {workdir}")
+    return usable_config(read_json(path), str(path))
+
+
+def usable_config(content: dict, where: str) -> ml_collections.ConfigDict:
+    """The config of a run, from what a file says. Raises InputError where no model can be made by it."""
+    check_value(content, ConfigFile, where)
+    if content["model"] not in SIZES:
+        raise InputError(f"{where}: model: expected one of {', '.join(SIZES)}, found {content['model']!r}")
+    if content["remat"] not in REMAT:
+        raise InputError(f"{where}: remat: expected one of {', '.join(REMAT)}, found {content['remat']!r}")
+    with refusals(f"{where} is no config of this version of mafx"):
+        config = ml_collections.ConfigDict(content)
+        model_sizes(config)
+        Schedule(**config.schedule)
+        return config
 
 
 def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
@@ -54,7 +99,10 @@ def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoi
     """
     workdir = expand_home(workdir)
     flat, config = read_parameters(workdir, checkpoint, lambda flat: dict.fromkeys(flat, host_sharding()))
+    config = usable_config(config.to_dict(), f"the config of a checkpoint of {workdir}")
     sizes = model_sizes(config)
+    for name, x in flat.items():
+        check_finite(np.asarray(x), f"{workdir}: {name}")
     return Model(
         config=sizes,
         params=unflatten({name: host_array(x, dtype) for name, x in flat.items()}),
@@ -68,5 +116,5 @@ def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoi
 def make_tokenizer(sizes: AnimatorConfig, workdir: Path) -> Tokenizer:
     """The tokenizer of a run: with the vocabulary that its first stage was started with, if it had one."""
     if (workdir / VOCABULARY_FILES[0]).is_file():
-        return Tokenizer.from_directory(workdir, sizes.text.positions)
+        return Tokenizer.from_directory(workdir, sizes.text)
     return Tokenizer.without_vocabulary(sizes.text.vocabulary, sizes.text.positions)
