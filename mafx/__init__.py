@@ -24,7 +24,7 @@ tokens that all frames share, `a d` attention heads and their width. Videos and 
 Reading order, in which a module imports only from those before it:
 
     errors, limits, files, commands, tables
-    media, densepose, metrics
+    boxes, media, densepose, metrics
     diffusion: schedule, samplers, losses, windows
     data: puppets, clips, raw, layouts, staging, builders, datasets, examples, latents
     models: kernels, convolution, layers, fused, attention, temporal, unet, control

@@ -82,6 +82,27 @@ class MotionReport:
     complaint: str | None
 
 
+class EvenSample:
+    """Evenly spaced frames of a motion that is read frame by frame, for `check_motion`."""
+
+    def __init__(self) -> None:
+        self._taken: list[np.ndarray] = []
+        self._seen, self._every = 0, 1
+
+    def add(self, frame: np.ndarray) -> None:
+        """Take a frame uint8 `H W 3`, or leave it out."""
+        if self._seen % self._every == 0:
+            self._taken.append(frame)
+        self._seen += 1
+        if len(self._taken) > 2 * CHECKED_FRAMES:
+            self._taken, self._every = self._taken[::2], 2 * self._every
+
+    @property
+    def frames(self) -> np.ndarray:
+        """At most 32 frames, the first among them, uint8 `f H W 3`."""
+        return np.stack(self._taken)
+
+
 HOW_TO = (
     "Render detectron2's fine segmentation (apply_net.py dump) with the viridis map, alpha 1, on a canvas of "
     f"RGB {BACKGROUND}; mafx.densepose.PALETTE lists the {PARTS} colours."

@@ -131,19 +131,26 @@ def read_inputs(request: FileRequest, size: Size, seed: int) -> tuple[np.ndarray
     puppet = PuppetClip(TEST_SEEDS + seed, TEST_SEEDS + seed, size)
     reference = media.read_image(request.reference) if request.reference else puppet.read(np.array([0]))[0][0]
     if request.motion:
-        motion, fps = media.read_video(request.motion, stride=request.stride, limit=request.frames)
+        sample = densepose.EvenSample()  # colours are checked before frames are fitted, which blends them
+
+        def prepare(frame: np.ndarray) -> np.ndarray:
+            sample.add(frame)
+            return media.fit(frame, size, request.fit, densepose.BACKGROUND)
+
+        motion, fps = media.read_video(request.motion, stride=request.stride, limit=request.frames, prepare=prepare)
+        checked = sample.frames
     else:
         frames = 1 + request.stride * np.arange(request.frames or DEFAULT_FRAMES)
-        motion, fps = puppet.read(frames)[1], puppet.fps / request.stride
-    if request.motion_check != "off" and (complaint := densepose.check_motion(motion).complaint):
+        checked = motion = puppet.read(frames)[1]
+        fps = puppet.fps / request.stride
+    if request.motion_check != "off" and (complaint := densepose.check_motion(checked).complaint):
         if request.motion_check == "error":
             raise InputError(complaint)
         log.warning("%s (--motion_check off silences this)", complaint)
-    for name, picture in (("reference", reference), ("motion", motion[0])):
+    for name, picture in (("reference", reference), ("motion", checked[0])):
         if picture.shape[:2] != size:
             log.info("The %s is %dx%d: %s to %dx%d (rows x columns).", name, *picture.shape[:2], request.fit, *size)
     reference = media.fit(reference, size, request.fit)
-    motion = np.stack([media.fit(frame, size, request.fit, densepose.BACKGROUND) for frame in motion])
     return reference, motion, fps
 
 

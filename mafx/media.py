@@ -2,20 +2,25 @@
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
+from mafx.boxes import check_tables
 from mafx.commands import expand_home
-from mafx.errors import InputError
+from mafx.errors import InputError, refusals
+from mafx.files import check_inside, check_name, check_regular
+from mafx.limits import FRAMES, PIXELS, VIDEO_BYTES
 
 if TYPE_CHECKING:
     import av.container
@@ -27,6 +32,12 @@ FITS = ("crop", "pad", "stretch")
 Size = tuple[int, int]  # rows, columns
 
 PILLOW_VIDEOS = frozenset({".gif", ".webp"})  # read by Pillow; all other videos by FFmpeg
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")  # by their contents, not their names
+# FFmpeg's names of the files that hold a video themselves.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,flv,ogg,asf,h264,hevc"
+DECODERS = 4  # threads of FFmpeg, each with a frame at work
+AT_WORK = 4  # copies of a frame while it is decoded
+SHORTEST, LONGEST = Fraction(1, 1000), Fraction(1000)  # seconds of a frame that are believed
 WEBP_QUALITY = 90  # of 100
 H264_QUALITY = "16"  # constant rate factor: 0 is lossless, 23 the encoder's default
 
@@ -58,8 +69,15 @@ def picture_files(folder: Path) -> list[Path]:
 
     Returns:
       Paths with a suffix of `PICTURES`.
+
+    Raises:
+      InputError: A name is of more than one line, or a link leads out of the folder.
     """
-    pictures = (path for path in folder.glob("[!.]*") if path.suffix.lower() in PICTURES)
+    pictures = [path for path in folder.glob("[!.]*") if path.suffix.lower() in PICTURES]
+    for path in pictures:
+        check_name(path.name, folder)
+        if path.is_symlink():
+            check_inside(path, folder)
     return sorted(pictures, key=lambda path: natural_order(path.name))
 
 
@@ -67,9 +85,10 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def read_image(path: str | Path | BinaryIO) -> np.ndarray:
-    """Read any picture that Pillow knows.
+    """Read a picture of one of `PICTURE_FORMATS`.
 
-    It is turned as its EXIF data say. 16 bits are scaled to 8. Transparent pixels are laid over white.
+    It is turned as its EXIF data say. 16 bits are scaled to 8. Transparent pixels are laid over white. A JPEG of more
+    pixels than `mafx.limits.PIXELS` is reduced while it is decoded, by 2, 4 or 8.
 
     Args:
       path: A path, in which `~` is the home folder, or an open binary file.
@@ -78,34 +97,62 @@ def read_image(path: str | Path | BinaryIO) -> np.ndarray:
       uint8 `H W 3`.
 
     Raises:
-      InputError: The file is missing, or is not a picture.
+      InputError: The file is missing, is not a picture, or has too many pixels.
     """
-    source = expand_home(path) if isinstance(path, str | Path) else path
+    if not isinstance(path, str | Path):
+        return _read_open_image(path, getattr(path, "name", "a picture"))
+    path = expand_home(path)
+    check_regular(path, "picture")
+    with refusals(f"{path} is not a picture that can be read"), path.open("rb") as file:
+        return _read_open_image(file, str(path))
+
+
+def _read_open_image(file: BinaryIO, name: str) -> np.ndarray:
+    with refusals(f"{name} is not a picture that can be read"), _open_with_pillow(file, name) as image:
+        return _to_rgb(image)
+
+
+def _open_with_pillow(file: BinaryIO, name: str) -> Image.Image:
+    """Open a picture without decoding it, and refuse it if it has too many pixels."""
+    Image.MAX_IMAGE_PIXELS = None  # Pillow would refuse large photographs, which can be reduced
     try:
-        with Image.open(source) as image:
-            return _to_rgb(image)
-    except FileNotFoundError as error:
-        raise InputError(f"there is no picture at {path}") from error
-    except (
-        UnidentifiedImageError,
-        OSError,
-        SyntaxError,  # Pillow raises it for some broken PNGs
-        Image.DecompressionBombError,
-    ) as error:
-        raise InputError(f"{path} is not a picture that can be read: {error}") from error
+        image = Image.open(file, formats=PICTURE_FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is none of {', '.join(PICTURE_FORMATS)}, or damaged") from error
+    Image.MAX_IMAGE_PIXELS = PIXELS.value  # from here on Pillow guards the sizes inside of the file
+    w, h = image.size
+    # Progressive photographs are decoded whole before they are reduced.
+    if w * h > PIXELS.value and isinstance(image, JpegImageFile) and "progressive" not in image.info:
+        step = next((step for step in (2, 4) if w * h <= step**2 * PIXELS.value), 8)
+        image.draft(image.mode, (w // step, h // step))
+    _check_pixels(image, name)
+    return image
+
+
+def _check_pixels(image: Image.Image, name: object) -> None:
+    PIXELS.check(name, math.prod(image.size))
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):  # 16 bits, which Pillow sometimes holds as 32
-        grey = (np.clip(np.asarray(image), 0, 65535) / 257 + 0.5).astype(np.uint8)  # 65535 / 257 is 255
-        return np.repeat(grey[..., None], 3, axis=-1)
+        sixteen = np.clip(np.asarray(image), 0, 65535).astype(np.float32)
+        return np.repeat((sixteen / 257 + 0.5).astype(np.uint8)[..., None], 3, axis=-1)  # 65535 / 257 is 255
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        image = image.convert("RGBA")
+        opaque = Image.new("RGB", image.size, "white")
+        opaque.paste(image, mask=image)
+        return np.array(opaque)
     return np.array(image.convert("RGB"))
 
 
-def read_video(path: str | Path, *, stride: int = 1, limit: int | None = None) -> tuple[np.ndarray, Fraction]:
+def read_video(
+    path: str | Path,
+    *,
+    stride: int = 1,
+    limit: int | None = None,
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[np.ndarray, Fraction]:
     """Read a video: every `stride`-th frame, at most `limit` of them.
 
     A folder is read as its pictures in natural order of their names, gif and webp by Pillow, all else by FFmpeg.
@@ -114,76 +161,119 @@ def read_video(path: str | Path, *, stride: int = 1, limit: int | None = None) -
       path: A file or a folder; `~` is the home folder.
       stride: Distance between the frames that are taken, at least 1.
       limit: Number of frames, at least 1; None takes all.
+      prepare: Changes each frame as soon as it is decoded, for example to a smaller one: only that is kept.
 
     Returns:
       uint8 `f H W 3`, and the rate in frames per second at which to show it: that of the source, divided by `stride`.
 
     Raises:
-      InputError: The video is missing, cannot be read, holds no frame, or its frames differ in size.
+      InputError: The video is missing, cannot be read, holds no frame, or its frames differ in size. Or it has more
+        frames, or frames of more pixels or bytes, than `mafx.limits` says.
     """
     path = expand_home(path)
     if stride < 1 or (limit is not None and limit < 1):
         raise InputError(f"expected a stride and a number of frames of at least 1, found {stride} and {limit}")
-    if not path.exists():
-        raise InputError(f"there is no video at {path}")
-    frames: Iterator[np.ndarray]
+    if not path.is_dir():
+        check_regular(path, "video")
+    with refusals(f"{path} is not a video that can be read"):
+        frames, count, fps = _open_video(path)
+        stop = None if limit is None else (limit - 1) * stride + 1
+        expected = len(range(0, count, stride)[:limit])
+        return _hold(path, itertools.islice(frames, 0, stop, stride), expected, prepare), fps / stride
+
+
+def _open_video(path: Path) -> tuple[Iterator[np.ndarray], int, Fraction]:
+    """The frames, how many the file says that there are (0 where it does not), and their rate."""
     if path.is_dir():
-        frames, fps = map(read_image, picture_files(path)), DEFAULT_FPS
-    elif path.suffix.lower() in PILLOW_VIDEOS:
-        frames, fps = _pillow_frames(path), _pillow_fps(path)
-    else:
-        frames, fps = ffmpeg_frames(path), _ffmpeg_fps(path)
-    stop = None if limit is None else (limit - 1) * stride + 1
-    taken = list(itertools.islice(frames, 0, stop, stride))
-    if not taken:
+        files = picture_files(path)
+        return map(read_image, files), len(files), DEFAULT_FPS
+    if path.suffix.lower() in PILLOW_VIDEOS:
+        return _pillow_frames(path), *_pillow_facts(path)
+    return ffmpeg_frames(path), *_ffmpeg_facts(path)
+
+
+def _hold(
+    path: Path, frames: Iterator[np.ndarray], expected: int, prepare: Callable[[np.ndarray], np.ndarray] | None
+) -> np.ndarray:
+    """Stack frames, unless they are too many: `expected` are announced, which is known before they are decoded."""
+    held: list[np.ndarray | None] = []
+    sizes = set()
+    for frame in frames:
+        sizes.add(frame.shape)
+        kept = prepare(frame) if prepare else frame
+        count = max(expected, len(held) + 1)
+        FRAMES.check(path, count)
+        VIDEO_BYTES.check(path, count * kept.nbytes + AT_WORK * frame.nbytes)
+        held.append(kept)
+    if not held:
         raise InputError(f"{path} holds no frame")
-    if len(sizes := {frame.shape for frame in taken}) > 1:
+    if len(sizes) > 1:
         listed = ", ".join(f"{h}x{w}" for h, w, _ in sorted(sizes))
         raise InputError(f"the frames of {path} differ in size: {listed} (rows x columns)")
-    return np.stack(taken), fps / stride
+    video = np.empty((len(held), *kept.shape), np.uint8)
+    for i, frame_i in enumerate(held):
+        video[i] = frame_i
+        held[i] = None  # no frame is there twice
+    return video
 
 
 @contextlib.contextmanager
-def _open_with_pillow(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as image:
-            yield image
-    except (UnidentifiedImageError, OSError) as error:
-        raise InputError(f"{path} is not a video that can be read: {error}") from error
+def _open_pillow_video(path: Path) -> Iterator[Image.Image]:
+    with (
+        refusals(f"{path} is not a video that can be read"),
+        path.open("rb") as file,
+        _open_with_pillow(file, str(path)) as image,
+    ):
+        yield image
 
 
 def _pillow_frames(path: Path) -> Iterator[np.ndarray]:
-    with _open_with_pillow(path) as image:
+    with _open_pillow_video(path) as image:
         for i in range(getattr(image, "n_frames", 1)):
             image.seek(i)
-            yield _to_rgb(image)
+            _check_pixels(image, path)
+            yield _to_rgb(image.copy())
 
 
-def _pillow_fps(path: Path) -> Fraction:
-    with _open_with_pillow(path) as image:
+def _pillow_facts(path: Path) -> tuple[int, Fraction]:
+    with _open_pillow_video(path) as image:
+        count = getattr(image, "n_frames", 1)
         image.load()  # only then is the duration of a webp's frame known
-        milliseconds = image.info.get("duration") or round(1000 / DEFAULT_FPS)
-        return Fraction(1000, milliseconds).limit_denominator(1000)
+        return count, _sensible_rate(Fraction(image.info.get("duration") or 0) / 1000)
+
+
+def _sensible_rate(seconds: Fraction) -> Fraction:
+    """The rate at which frames last so long, or the default where nobody could show them."""
+    return (1 / seconds).limit_denominator(1001) if SHORTEST <= seconds <= LONGEST else DEFAULT_FPS
 
 
 @contextlib.contextmanager
 def _open_with_ffmpeg(path: Path) -> Iterator["av.container.InputContainer"]:
     import av  # noqa: PLC0415 (slow to import)
 
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise InputError(f"{path} holds no video stream")
-            yield container
-    except (av.FFmpegError, OSError) as error:
-        raise InputError(f"{path} is not a video that can be read: {error}") from error
+    check_regular(path, "video")
+    if path.stat().st_size:
+        check_tables(path)
+    # Playlists and the like would make FFmpeg open other files, and so would a name with a colon without `file:`.
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    with (
+        refusals(f"{path} is not a video that can be read"),
+        av.open(f"file:{path}", options=options, metadata_errors="ignore") as container,
+    ):
+        if not container.streams.video:
+            raise InputError(f"{path} holds no video stream")
+        codec = container.streams.video[0].codec_context
+        codec.options = {"max_pixels": str(PIXELS.value)}
+        codec.thread_type, codec.thread_count = "AUTO", DECODERS
+        PIXELS.check(path, codec.width * codec.height)
+        yield container
 
 
 def ffmpeg_frames(path: Path) -> Iterator[np.ndarray]:
     """Decode a video frame by frame.
 
     Args:
-      path: Any video that FFmpeg knows.
+      path: A video in one of `CONTAINERS`.
 
     Yields:
       Each frame, uint8 `H W 3`, turned as the file says.
@@ -192,15 +282,16 @@ def ffmpeg_frames(path: Path) -> Iterator[np.ndarray]:
       InputError: The file is not a video.
     """
     with _open_with_ffmpeg(path) as container:
-        container.streams.video[0].thread_type = "AUTO"
         for frame in container.decode(video=0):
+            PIXELS.check(path, frame.width * frame.height)
             yield np.rot90(frame.to_ndarray(format="rgb24"), k=round(frame.rotation / 90))
 
 
-def _ffmpeg_fps(path: Path) -> Fraction:
+def _ffmpeg_facts(path: Path) -> tuple[int, Fraction]:
     with _open_with_ffmpeg(path) as container:
         stream = container.streams.video[0]
-        return Fraction(stream.average_rate or stream.guessed_rate or DEFAULT_FPS)
+        rate = stream.average_rate or stream.guessed_rate
+        return stream.frames, _sensible_rate(1 / Fraction(rate) if rate else Fraction(0))
 
 
 # -- Writing

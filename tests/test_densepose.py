@@ -6,7 +6,7 @@ from conftest import SHARED
 from micro import example
 
 from mafx import media
-from mafx.densepose import BACKGROUND, FLIPPED, PALETTE, PARTS, check_motion, draw_labels, read_labels
+from mafx.densepose import BACKGROUND, FLIPPED, PALETTE, PARTS, EvenSample, check_motion, draw_labels, read_labels
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +88,14 @@ def test_real_renders_of_a_dithered_clip():
     if not folder.is_dir():
         pytest.skip("the clip with DensePose renders (../shared/data/clips) is not here")
     assert check_motion(media.read_video(folder)[0]).complaint is None
+
+
+def test_frames_are_sampled_evenly_however_many_come():
+    for count in (1, 20, 32, 33, 1000):
+        sample = EvenSample()
+        for i in range(count):
+            sample.add(np.full((1, 1, 3), i % 256, np.uint8))
+        assert min(count, 16) <= len(sample.frames) <= 32
+        assert sample.frames[0, 0, 0, 0] == 0
+    steps = np.diff(sample.frames[:, 0, 0, 0].astype(int)) % 256
+    assert (steps == steps[0]).all()

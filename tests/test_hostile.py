@@ -2,16 +2,23 @@
 memory. `python -m mafx.benchmarks.fuzz` looks for more of them; what it finds is kept here."""
 
 import json
+import os
 import shutil
+import struct
+import time
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from micro import example
+from PIL import Image
 
+from mafx import media
 from mafx.bundled import FOLDER
 from mafx.bundled.release import joined_logs
-from mafx.data.builders import Report
+from mafx.data.builders import Report, open_shard, prepare, record_clips
 from mafx.data.clips import PuppetClip
 from mafx.data.latents import LatentClip
 from mafx.data.raw import Raw, find_raw
@@ -271,3 +278,221 @@ def test_latents(tmp_path, latents):
     assert clip.read(np.array([3]))[0].shape == (1, 2, 2, 4)
     np.save(clip.path, latents)
     refused(clip.read, np.array([3]), match="a.npy")
+
+
+# -- Pictures and videos
+
+
+def black_png(path, side):
+    """A PNG of side x side black pixels, without the memory that they would take."""
+    row = zlib.compressobj(9)
+    data = b"".join(row.compress(bytes(1 + side)) for _ in range(side)) + row.flush()
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b""))
+    packed = (struct.pack(">I", len(x)) + kind + x + struct.pack(">I", zlib.crc32(kind + x)) for kind, x in chunks)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+
+
+def test_pictures_of_too_many_pixels(tmp_path, monkeypatch):
+    black_png(tmp_path / "bomb.png", 13_000)
+    refused(media.read_image, tmp_path / "bomb.png", match=r"169000000 pixels.*50000000.*--max_pixels 169000000")
+    with (tmp_path / "bomb.png").open("rb") as file:
+        refused(media.read_image, file, match="169000000 pixels")
+    black_png(tmp_path / "small.png", 20)
+    monkeypatch.setenv("MAFX_MAX_PIXELS", "399")
+    refused(media.read_image, tmp_path / "small.png", match="400 pixels")
+    monkeypatch.setenv("MAFX_MAX_PIXELS", "400")
+    assert media.read_image(tmp_path / "small.png").shape == (20, 20, 3)
+
+
+def test_large_photographs_are_reduced(tmp_path, monkeypatch):
+    gradient = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 128, 1)
+    Image.fromarray(gradient).convert("RGB").save(tmp_path / "a.jpg", quality=95)
+    Image.fromarray(gradient).save(tmp_path / "progressive.jpg", progressive=True)
+    whole = media.read_image(tmp_path / "a.jpg")
+    monkeypatch.setenv("MAFX_MAX_PIXELS", str(64 * 32))
+    reduced = media.read_image(tmp_path / "a.jpg")
+    assert reduced.shape == (64, 32, 3)
+    assert np.abs(reduced.astype(int) - whole[1::4, 1::4]).max() <= 3
+    refused(media.read_image, tmp_path / "progressive.jpg", match="32768 pixels")
+    monkeypatch.setenv("MAFX_MAX_PIXELS", "100")
+    refused(media.read_image, tmp_path / "a.jpg", match="512 pixels")  # even an eighth is too large
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.webp", "a.mp4", "folder"])
+def test_videos_of_too_many_frames_and_bytes(tmp_path, monkeypatch, name):
+    video = np.random.default_rng(0).integers(0, 255, (6, 16, 32, 3), np.uint8)
+    media.write_video(tmp_path / name, video, 10)
+    monkeypatch.setenv("MAFX_MAX_FRAMES", "5")
+    refused(media.read_video, tmp_path / name, match=f"{name} has 6 frames, and at most 5.*--max_frames 6")
+    assert len(media.read_video(tmp_path / name, limit=5)[0]) == 5
+    monkeypatch.setenv("MAFX_MAX_FRAMES", "6")
+    needed = (6 + media.AT_WORK) * video[0].nbytes
+    monkeypatch.setenv("MAFX_MAX_VIDEO_BYTES", str(needed - 1))
+    refused(media.read_video, tmp_path / name, match=f"{needed} bytes of frames.*--max_video_bytes")
+    monkeypatch.setenv("MAFX_MAX_VIDEO_BYTES", str(needed))
+    assert media.read_video(tmp_path / name)[0].shape == video.shape
+    monkeypatch.setenv("MAFX_MAX_PIXELS", "511")
+    refused(media.read_video, tmp_path / name, match="512 pixels")
+
+
+def test_frames_that_are_made_smaller_may_be_more(tmp_path, monkeypatch):
+    video = np.random.default_rng(0).integers(0, 255, (6, 16, 32, 3), np.uint8)
+    media.write_video(tmp_path / "a.gif", video, 10)
+    monkeypatch.setenv("MAFX_MAX_VIDEO_BYTES", str(6 * video[0].nbytes))
+    refused(media.read_video, tmp_path / "a.gif", match="bytes of frames")
+    got, _ = media.read_video(tmp_path / "a.gif", prepare=lambda frame: media.fit(frame, (8, 8)))
+    assert got.shape == (6, 8, 8, 3)
+
+
+def test_frames_are_counted_before_they_are_decoded(tmp_path):
+    """100 frames of 4000x4000 pixels in 170 kB would take 4.8 GB."""
+    frame = Image.new("L", (4000, 4000))
+    frame.save(tmp_path / "a.gif", save_all=True, append_images=[Image.new("L", (4000, 4000), i) for i in (1, 2)])
+    content = (tmp_path / "a.gif").read_bytes()
+    last = content[content.rindex(b"\x21\xf9\x04") : -1]
+    (tmp_path / "a.gif").write_bytes(content[:-1] + last * 97 + content[-1:])
+    began = time.perf_counter()
+    refused(media.read_video, tmp_path / "a.gif", match="bytes of frames")
+    assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4", "a.gif"])
+def test_pipes_and_devices(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    for read in (media.read_image, media.read_video):
+        refused(read, tmp_path / name, match="expected a file, found a pipe or a device")
+    refused(media.read_video, "/dev/zero", match="expected a file, found a pipe or a device")
+
+
+PLAYLIST = "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nsecret.mp4\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.m3u8", PLAYLIST),
+        ("a.mp4", PLAYLIST),
+        ("a.ffconcat", "ffconcat version 1.0\nfile secret.mp4\n"),
+        ("a.mp4", "ffconcat version 1.0\nfile secret.mp4\n"),
+        ("a.sdp", "v=0\nm=video 1234 RTP/AVP 96\n"),
+    ],
+)
+def test_playlists_open_no_other_files(tmp_path, name, content):
+    media.write_video(tmp_path / "secret.mp4", np.zeros((3, 16, 16, 3), np.uint8), 10)
+    (tmp_path / name).write_text(content)
+    refused(media.read_video, tmp_path / name, match="not a video that can be read")
+
+
+def test_a_colon_in_a_name_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    media.write_video("v.mp4", np.zeros((3, 16, 16, 3), np.uint8), 10)
+    shutil.copy("v.mp4", "concat:v.mp4")
+    assert len(media.read_video("concat:v.mp4")[0]) == 3
+
+
+def test_pictures_of_other_formats_start_no_programs(tmp_path):
+    (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    refused(media.read_image, tmp_path / "a.png", match="not a picture")
+
+
+def test_links_out_of_a_folder_of_frames(tmp_path):
+    black_png(tmp_path / "private.png", 4)
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames" / "1.png").symlink_to("../private.png")
+    refused(media.read_video, tmp_path / "frames", match="1.png leads out of")
+    (tmp_path / "linked").symlink_to("frames")
+    (tmp_path / "frames" / "1.png").unlink()
+    shutil.copy(tmp_path / "private.png", tmp_path / "frames" / "2.png")
+    (tmp_path / "frames" / "1.png").symlink_to("2.png")
+    assert len(media.read_video(tmp_path / "linked")[0]) == 2
+    shutil.copy(tmp_path / "private.png", tmp_path / "frames" / "a\nb.png")
+    refused(media.read_video, tmp_path / "frames", match="of one line")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".webp", ".tif", ".bmp", ".mp4"])
+def test_pictures_and_videos_that_are_cut(tmp_path, suffix):
+    video = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), np.uint8)
+    path = tmp_path / f"a{suffix}"
+    if suffix in media.VIDEO_FORMATS:
+        media.write_video(path, video, 10)
+    else:
+        Image.fromarray(video[0]).save(path)
+    content = path.read_bytes()
+    for length in (0, 1, 9, 30, len(content) // 3):
+        path.write_bytes(content[:length])
+        refused(media.read_video if suffix in media.VIDEO_FORMATS else media.read_image, path, match=f"a{suffix}")
+
+
+def test_rates_that_nobody_can_show(tmp_path):
+    Image.new("L", (4, 4)).save(
+        tmp_path / "a.gif", save_all=True, append_images=[Image.new("L", (4, 4), 9)], duration=0
+    )
+    assert media.read_video(tmp_path / "a.gif")[1] == media.DEFAULT_FPS
+
+
+# -- Records
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared set of two images."""
+    raw, out = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("data")
+    clip = example((24, 16), 2)
+    for i in range(2):
+        for kind, picture in (("images", clip.video[i]), ("densepose", clip.motion[i])):
+            (raw / kind).mkdir(exist_ok=True)
+            Image.fromarray(picture).save(raw / kind / f"{i}.png")
+    prepare("images", raw, out)
+    return out
+
+
+@pytest.fixture
+def records(prepared, tmp_path):
+    folder = shutil.copytree(prepared, tmp_path / "data")
+    clips = record_clips("images", folder, "train")
+    assert [clip.read(np.array([0]))[0].shape for clip in clips] == [(1, 24, 16, 3)] * 2
+    open_shard.cache_clear()
+    return folder
+
+
+def read_all(folder):
+    for clip in record_clips("images", folder, "train"):
+        clip.read(np.arange(clip.frames))
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "report.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"splits": 3, "clips": 3}'])
+def test_descriptions_of_records(records, name, content):
+    next(records.glob(f"images/*/{name}")).write_bytes(content)
+    refused(read_all, records)
+
+
+def test_numbers_of_records(records):
+    path = next(records.glob("images/*/report.json"))
+    change(path, clips={"train": ["0", "1", "2"]})
+    refused(read_all, records, match="does not hold what its report.json says.*expected records of 3 clips")
+    change(path, clips={"train": ["0"]})
+    refused(read_all, records, match="does not hold what its report.json says")
+
+
+def test_damaged_records(records):
+    shard = next(records.glob("images/*/*.array_record*"))
+    content = shard.read_bytes()
+    picture = content.index(b"IHDR")
+    for broken in (
+        b"",
+        content[:100],
+        content[: len(content) // 2],
+        bytes(len(content)),
+        content[:picture] + b"junk" + content[picture + 4 :],
+    ):
+        shard.write_bytes(broken)
+        refused(read_all, records, match="array_record")
+        open_shard.cache_clear()
+
+
+def test_shards_elsewhere(records, tmp_path):
+    shard = next(records.glob("images/*/*.array_record*"))
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    refused(read_all, records, match="leads out of")

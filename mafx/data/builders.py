@@ -32,8 +32,8 @@ from mafx import media
 from mafx.commands import Parser, run_command
 from mafx.data.layouts import LAYOUTS, Layout
 from mafx.data.staging import Staged, stage
-from mafx.errors import InputError
-from mafx.files import check_name, read_json
+from mafx.errors import InputError, refusals
+from mafx.files import check_inside, check_name, check_regular, read_json
 from mafx.limits import add_limit_flags, set_limits
 
 NAME = "python -m mafx.data.builders"
@@ -250,19 +250,29 @@ class RecordClip:
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Frames and renders, both uint8 `f H W 3`."""
         numbers = range(self.first, self.first + self.frames)
-        serialized = open_shard(self.shard).__getitems__([numbers[i] for i in indices])
+        wanted = [numbers[i] for i in indices]
         # Pictures are decoded by mafx.media, which reads more kinds of them.
         undecoded = {"image": tfds.decode.SkipDecoding(), "motion": tfds.decode.SkipDecoding()}
-        records = [FEATURES.deserialize_example_np(record, decoders=undecoded) for record in serialized]
-        video, motion = (
-            np.stack([media.read_image(io.BytesIO(record[kind])) for record in records]) for kind in ("image", "motion")
-        )
-        return video, motion
+        with refusals(f"{self.shard} holds records that cannot be read; prepare the data anew"):
+            serialized = open_shard(self.shard).__getitems__(wanted)
+            records = [FEATURES.deserialize_example_np(record, decoders=undecoded) for record in serialized]
+            video, motion = (
+                np.stack([self._picture(record[kind]) for record in records]) for kind in ("image", "motion")
+            )
+            if video.shape != motion.shape:
+                raise ValueError(f"expected frames and renders of one size, found {video.shape} and {motion.shape}")
+            return video, motion
+
+    def _picture(self, content: bytes) -> np.ndarray:
+        file = io.BytesIO(content)
+        file.name = f"a picture in {self.shard}"  # what errors call it
+        return media.read_image(file)
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
 def open_shard(path: str) -> ArrayRecordDataSource:
     """The records of a file, which stays open while it is among the latest."""
+    check_regular(Path(path))
     return ArrayRecordDataSource(path)
 
 
@@ -280,7 +290,7 @@ def record_clips(name: str, data_dir: Path, split: str) -> list[RecordClip]:
     Raises:
       InputError: The data set is unknown or not prepared, or has no such split.
     """
-    builder = find_builder(name, data_dir)
+    builder = _open_builder(name, data_dir)
     if not builder.is_prepared():
         command = f"{NAME} {name} --manual_dir DOWNLOADED --data_dir {data_dir}"
         raise InputError(f"expected {name} prepared in {data_dir}, found nothing; run {command}")
@@ -289,13 +299,23 @@ def record_clips(name: str, data_dir: Path, split: str) -> list[RecordClip]:
         raise InputError(
             f"expected clips to {split} with in {builder.data_dir}, found only some to {' and '.join(clips)} with"
         )
-    names = iter(clips[split])
-    info = builder.info.splits[split]
-    records = []
-    for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
-        frames = 1 if builder.layout.single_frames else length
-        records += [RecordClip(next(names), frames, str(path), first) for first in range(0, length, frames)]
-    return records
+    folder = Path(builder.data_dir)
+    with refusals(f"{folder} does not hold what its report.json says; prepare the data anew"):
+        names, info = iter(clips[split]), builder.info.splits[split]
+        records: list[RecordClip] = []
+        for path, length in zip(info.filepaths, info.shard_lengths, strict=True):
+            check_inside(Path(path), folder)
+            frames = 1 if builder.layout.single_frames else length
+            records += [RecordClip(next(names), frames, str(path), first) for first in range(0, length, frames)]
+        if len(records) != len(clips[split]):
+            raise ValueError(f"expected records of {len(clips[split])} clips, found those of {len(records)}")
+        return records
+
+
+def _open_builder(name: str, data_dir: Path) -> Records:
+    """The builder, which has read the files of tensorflow-datasets in `data_dir`."""
+    with refusals(f"the records of {name} in {data_dir} cannot be read; prepare the data anew"):
+        return find_builder(name, data_dir)
 
 
 def main(arguments: list[str] | None = None) -> int:
