@@ -155,7 +155,8 @@ def read_video(
 ) -> tuple[np.ndarray, Fraction]:
     """Read a video: every `stride`-th frame, at most `limit` of them.
 
-    A folder is read as its pictures in natural order of their names, gif and webp by Pillow, all else by FFmpeg.
+    A folder is read as its pictures in natural order of their names, gif and webp by Pillow, all else by FFmpeg. A
+    picture is a video of one frame.
 
     Args:
       path: A file or a folder; `~` is the home folder.
@@ -184,8 +185,8 @@ def read_video(
 
 def _open_video(path: Path) -> tuple[Iterator[np.ndarray], int, Fraction]:
     """The frames, how many the file says that there are (0 where it does not), and their rate."""
-    if path.is_dir():
-        files = picture_files(path)
+    if path.is_dir() or path.suffix.lower() in PICTURES - PILLOW_VIDEOS:
+        files = picture_files(path) if path.is_dir() else [path]
         return map(read_image, files), len(files), DEFAULT_FPS
     if path.suffix.lower() in PILLOW_VIDEOS:
         return _pillow_frames(path), *_pillow_facts(path)
@@ -257,7 +258,7 @@ def _open_with_ffmpeg(path: Path) -> Iterator["av.container.InputContainer"]:
     # Playlists and the like would make FFmpeg open other files, and so would a name with a colon without `file:`.
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     with (
-        refusals(f"{path} is not a video that can be read"),
+        refusals(f"{path} is not a video that can be read, as mp4, mov, mkv, webm, avi, mpg, flv, ogg and wmv are"),
         av.open(f"file:{path}", options=options, metadata_errors="ignore") as container,
     ):
         if not container.streams.video:

@@ -68,6 +68,11 @@ def test_picture_files_are_the_visible_pictures_of_a_folder(tmp_path):
     assert media.picture_files(tmp_path / "nowhere") == []
 
 
+def test_a_picture_is_a_video_of_one_frame(tmp_path):
+    Image.new("RGB", (4, 2)).save(tmp_path / "a.png")
+    assert media.read_video(tmp_path / "a.png")[0].shape == (1, 2, 4, 3)
+
+
 def test_hidden_files_are_no_frames(tmp_path):
     media.write_video(tmp_path / "v", clip(2), 25)
     (tmp_path / "v" / "._00000.png").write_bytes(b"not a picture")
