@@ -164,6 +164,7 @@ def evaluate(args: argparse.Namespace, source, settings: Settings, dtype: str) -
         metric_networks=args.metric_networks,
         against=args.against,
         memory=args.memory,
+        overwrite=args.overwrite,
     )
 
 

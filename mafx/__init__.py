@@ -17,13 +17,15 @@ Glossary:
 - program: everything that an animation computes, as a value to lower, compile, cost or run.
 - clip: frames of one person with their renders; data sets are made of clips.
 - run: the training of one stage ("appearance" or "temporal"); it keeps everything in its work folder.
+- stamp: a small JSON file that says what the thing beside it belongs to; compared whenever that is used.
+- fingerprint: digits that change with every bit of weights or data.
 
 Axis letters: `b` batch, `f` frames, `h w` rows and columns of latents (`H W` in pixels), `c` channels, `n` tokens, `m`
 tokens that all frames share, `a d` attention heads and their width. Videos and latents are `b f h w c`.
 
 Reading order, in which a module imports only from those before it:
 
-    errors, limits, files, commands, tables
+    errors, limits, files, commands, tables, stamps
     boxes, media, densepose, metrics
     diffusion: schedule, samplers, losses, windows
     data: puppets, clips, raw, layouts, staging, builders, datasets, examples, latents

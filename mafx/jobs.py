@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-import mafx
 from mafx import densepose, media
 from mafx.compiling import announce_compilation
 from mafx.data.clips import TEST_SEEDS, PuppetClip
@@ -22,12 +21,13 @@ from mafx.data.datasets import find_clips
 from mafx.data.examples import ExampleOptions
 from mafx.errors import InputError
 from mafx.evaluation.features import MetricNetworks
-from mafx.evaluation.protocol import compare, evaluate, read_metrics, table
+from mafx.evaluation.protocol import compare, data_facts, evaluate, read_metrics, table
 from mafx.media import Size
 from mafx.model import abstract_model
 from mafx.program import plan
 from mafx.settings import Settings
 from mafx.sources import Source
+from mafx.stamps import compare_facts
 from mafx.training.checkpoints import find_step
 
 DEFAULT_FRAMES = 16  # of a puppet's motion, and of what is compiled for
@@ -97,15 +97,14 @@ def animate_files(
         media.write_video(out, media.enlarge(shown, zoom), fps)
     facts = {
         "command": shlex.join(["python", *sys.argv]),
-        "model": source.name,
+        "model": {"name": source.name} | model.stamp(),
         "inputs": {"reference": request.reference, "motion": request.motion},
         "motion": {"frames": len(motion), "stride": request.stride, "fps": float(fps)},
         "size": size,
         "fit": request.fit,
         "zoom": zoom,
-        "dtype": str(model.dtype),
         "settings": dataclasses.asdict(settings),
-        "versions": {"mafx": mafx.__version__, "jax": jax.__version__, "numpy": np.__version__},
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
         "device": jax.devices()[0].device_kind,
         "seconds": round(seconds, 1),
     }
@@ -169,16 +168,22 @@ def evaluate_run(
     metric_networks: Path | None,
     against: Path | None,
     memory: float | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Animate clips of a run's data, and write and log how far they are from the truth, see `mafx.evaluation`.
 
     Raises:
-      InputError: Where the clips or the checkpoint are not there, or `out` has results of other settings.
+      InputError: Where the clips or the checkpoint are not there, `out` has results of another model or other settings,
+        or `against` was made with other data.
     """
     if source.data is None:
         raise InputError(f"expected a model whose data is known, found {source.name}")
     chosen = find_clips(source.data, split)[:clips]
     step = find_step(workdir, checkpoint)
+    other = read_metrics(against) if against else None
+    if other is not None:
+        facts = data_facts(chosen, frames, options)
+        compare_facts(other["settings"], facts, f"the evaluation {against}", "evaluate both alike")
     if metric_networks is None:
         log.info("Without LPIPS, FID, FID-VID and FVD: --metric_networks says where their networks are.")
     metrics = evaluate(
@@ -187,15 +192,16 @@ def evaluate_run(
         out,
         options=options,
         frames=frames,
-        identity={"step": step},
         settings=dataclasses.asdict(settings),
         networks=MetricNetworks(metric_networks),
         memory=memory,
+        mesh=local_mesh(),
+        overwrite=overwrite,
     )
     title = "Step %d, %d clips: mean and 95 %% interval over clips\n\n%s"
     log.info(title, step, len(chosen), table(metrics["mean"]))
-    if against:
-        log.info("Against %s, clip by clip\n\n%s", against, table(compare(metrics, read_metrics(against))))
+    if other is not None:
+        log.info("Against %s, clip by clip\n\n%s", against, table(compare(metrics, other)))
 
 
 def compile_only(

@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
+import mafx
 from mafx.diffusion.schedule import Schedule
 from mafx.models.animator import SIZES, Animator, AnimatorConfig, parameter_shapes
 from mafx.models.temporal import frame_sinusoid
 from mafx.models.text import Tokenizer
 from mafx.placing import DeviceNetworks, host_array
+from mafx.stamps import Facts, fingerprint
 
+ORIGIN = ("run", "step", "trained_on", "batch")  # facts of a stamp that a model keeps
 RANDOM_NUMBERS = 2**22  # drawn once for all tensors of a random model: drawing billions would take minutes
 
 
@@ -30,6 +33,7 @@ class Model:
       schedule: The noise schedule that the model was trained on.
       size: Rows and columns in pixels that the model was trained at.
       source: Where the model came from, for people to read.
+      origin: Facts of the stamp that lay beside it, those of `ORIGIN`: where it came from.
     """
 
     config: AnimatorConfig
@@ -38,6 +42,7 @@ class Model:
     schedule: Schedule = Schedule()
     size: tuple[int, int] = (512, 512)
     source: str = "memory"
+    origin: Facts = dataclasses.field(default_factory=dict)
     _on_device: dict[Sharding | None, DeviceNetworks] = dataclasses.field(default_factory=dict, init=False)
 
     def on_device(self, sharding: Sharding | None) -> DeviceNetworks:
@@ -51,6 +56,11 @@ class Model:
     @property
     def dtype(self) -> jnp.dtype:
         return jax.tree.leaves(self.params)[0].dtype
+
+    def stamp(self) -> Facts:
+        """What tells this model from others: its origin, its dtype, the version, the fingerprint of its weights."""
+        weights = fingerprint(flax.traverse_util.flatten_dict(self.params, sep="/"))
+        return self.origin | {"dtype": str(self.dtype), "version": mafx.__version__, "weights": weights}
 
     def __repr__(self) -> str:
         count = sum(x.size for x in jax.tree.leaves(self.params))

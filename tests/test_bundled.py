@@ -33,7 +33,6 @@ def test_scores_of_held_out_clips(tmp_path):
         tmp_path,
         options=ExampleOptions(size=tuple(config.data.size), stride=published["settings"]["stride"]),
         frames=16,
-        identity={},
         settings={name: published["settings"][name] for name in ("steps", "guidance_scale", "seed")},
         networks=MetricNetworks(None),
     )["mean"]

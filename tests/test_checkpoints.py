@@ -9,6 +9,8 @@ from mafx.training.checkpoints import SCORE, Checkpoints, read_parameters
 from mafx.training.sharding import MAIN_MEMORY, make_mesh, parameter_sharding
 from mafx.training.step import TrainState, state_sharding
 
+FACTS = {"config.batch": 8, "config.data": "1234", "version": "0"}
+
 
 def make_state(mesh, step=3):
     kernel = {"a/kernel": jnp.arange(2**18, dtype=jnp.float32).reshape(512, 512), "a/bias": jnp.ones(3)}
@@ -25,8 +27,8 @@ def make_state(mesh, step=3):
 @pytest.fixture
 def saved(tmp_path):
     state = make_state(make_mesh({"data": 2, "fsdp": 4}))
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(state, {"examples": 7}, ml_collections.ConfigDict({"model": "micro"}))
+    checkpoints = Checkpoints(tmp_path, FACTS)
+    checkpoints.save(state, 7, ml_collections.ConfigDict({"model": "micro"}))
     checkpoints.close()
     return tmp_path, state
 
@@ -35,11 +37,12 @@ def saved(tmp_path):
 def test_restores_on_any_mesh(saved, devices):
     workdir, state = saved
     like = jax.tree.map(jnp.zeros_like, make_state(make_mesh({"fsdp": devices}, jax.devices()[:devices]), step=0))
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, FACTS)
     assert checkpoints.latest == 3
-    restored, position = checkpoints.restore(like)
+    checkpoints.check()
+    restored, examples = checkpoints.restore(like)
     checkpoints.close()
-    assert position == {"examples": 7}
+    assert examples == 7
     assert restored.trainable["a/kernel"].sharding == like.trainable["a/kernel"].sharding
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), restored, state)
 
@@ -53,9 +56,9 @@ def test_averages_in_main_memory_are_restored_there_on_another_mesh(saved, tmp_p
         sharding = state_sharding(config, mesh, state)
         like = jax.device_put(jax.tree.map(np.zeros_like, values), sharding)
         assert like.ema["a/kernel"].sharding.memory_kind == MAIN_MEMORY
-        checkpoints = Checkpoints(tmp_path / "host")
+        checkpoints = Checkpoints(tmp_path / "host", FACTS)
         if checkpoints.latest is None:
-            checkpoints.save(jax.device_put(values, sharding), {"examples": 7}, config)
+            checkpoints.save(jax.device_put(values, sharding), 7, config)
         else:
             restored, _ = checkpoints.restore(like)
             assert restored.ema["a/kernel"].sharding == like.ema["a/kernel"].sharding
@@ -69,8 +72,8 @@ def test_averages_in_main_memory_are_restored_there_on_another_mesh(saved, tmp_p
 
 def test_parameters_are_the_averaged_ones_and_the_frozen_ones(saved):
     workdir, state = saved
-    flat, config = read_parameters(workdir)
-    assert config.model == "micro"
+    flat, stamp = read_parameters(workdir)
+    assert stamp["config"]["model"] == "micro"
     assert set(flat) == {"a/kernel", "a/bias", "b/kernel"}
     np.testing.assert_array_equal(flat["a/kernel"], state.ema["a/kernel"])
     assert len(flat["a/kernel"].sharding.device_set) == 1
@@ -79,7 +82,7 @@ def test_parameters_are_the_averaged_ones_and_the_frozen_ones(saved):
 def test_half_written_checkpoints_are_not_picked_up(saved):
     workdir, _ = saved
     (workdir / "checkpoints" / "9.orbax-checkpoint-tmp-1").mkdir()
-    assert Checkpoints(workdir).latest == 3
+    assert Checkpoints(workdir, FACTS).latest == 3
 
 
 def test_folders_without_checkpoints(tmp_path):
@@ -91,11 +94,13 @@ def test_folders_without_checkpoints(tmp_path):
 
 
 def test_the_best_is_kept_beside_the_newest(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=1, best=1)
+    checkpoints = Checkpoints(tmp_path, FACTS, keep=1, best=1)
     for step, score in ((1, 10.0), (2, 30.0), (3, 20.0), (4, None), (5, None)):
         state = make_state(make_mesh({"fsdp": 8}), step)
         state = state._replace(ema={"a/bias": jnp.full(3, step, jnp.float32)})
-        checkpoints.save(state, {"examples": 0}, ml_collections.ConfigDict(), score and {SCORE: score})
+        checkpoints.save(state, 0, ml_collections.ConfigDict())
+        if score:
+            checkpoints.rate(step, {SCORE: score})
     checkpoints.close()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "5"]
     for wanted, found in (("latest", 5), ("best", 2), (2, 2)):
@@ -106,9 +111,10 @@ def test_the_best_is_kept_beside_the_newest(tmp_path):
 
 def test_frozen_parameters_are_written_once(saved):
     workdir, state = saved
-    checkpoints = Checkpoints(workdir)
+    checkpoints = Checkpoints(workdir, FACTS)
+    checkpoints.claim_frozen(state.frozen)
     before = [path.stat().st_mtime_ns for path in sorted((workdir / "frozen").rglob("*"))]
-    checkpoints.save(state._replace(step=jnp.asarray(4)), {"examples": 8}, ml_collections.ConfigDict())
+    checkpoints.save(state._replace(step=jnp.asarray(4)), 8, ml_collections.ConfigDict())
     checkpoints.close()
     assert [path.stat().st_mtime_ns for path in sorted((workdir / "frozen").rglob("*"))] == before
     assert "frozen" not in (workdir / "checkpoints" / "4" / "state" / "_METADATA").read_text()

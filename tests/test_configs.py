@@ -121,7 +121,7 @@ def test_training_starts_from_stable_diffusion(data, stable_diffusion, micro, on
     config.joint.images, config.lr, config.ema = 0.5, 0.0, 0.0
     config.data.latent_cache = str(tmp_path / "latents")
     train(config, tmp_path / "a", one_device)
-    assert len(list((tmp_path / "latents").glob("*.npy"))) == 4 + 3
+    assert len(list((tmp_path / "latents").rglob("*.npy"))) == 4 + 3
     params, _ = read_parameters(tmp_path / "a")
     for name in ("encoder/conv_in/kernel", "decoder/up_blocks_1/attentions_0/transformer_blocks_0/attn1/to_q/kernel"):
         np.testing.assert_array_equal(params[f"appearance/{name}"], params[f"unet/{name}"])

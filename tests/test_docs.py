@@ -28,6 +28,7 @@ from mafx.data.clips import PuppetClip
 from mafx.training.checkpoints import SCORE, Checkpoints
 from mafx.training.config import default_config
 from mafx.training.optimiser import make_optimiser
+from mafx.training.runs import run_facts
 from mafx.training.step import init_state
 
 ROOT = Path(__file__).parent.parent
@@ -221,8 +222,9 @@ def write_run(workdir: Path) -> None:
     workdir.mkdir(parents=True)
     (workdir / "config.json").write_text(config.to_json_best_effort())
     state = init_state(mafx.load_bundled().params, config.train_only, make_optimiser(config)[0], np.dtype("float32"))
-    checkpoints = Checkpoints(workdir)
-    checkpoints.save(state, {"examples": 0}, config, {SCORE: 20.0})
+    checkpoints = Checkpoints(workdir, run_facts(config, [], []))
+    checkpoints.save(state, 0, config)
+    checkpoints.rate(0, {SCORE: 20.0})
     checkpoints.close()
 
 

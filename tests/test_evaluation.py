@@ -1,22 +1,33 @@
 """Evaluation gives the same numbers again, also after an interruption, and for any number of processes."""
 
+import dataclasses
 import json
 import math
 import os
 import socket
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
+from micro import MICRO
 
-from mafx import media
-from mafx.data.clips import puppet_clips
+from mafx import jobs, media
+from mafx.data.clips import PuppetClip, puppet_clips
 from mafx.data.examples import ExampleOptions
 from mafx.errors import InputError
+from mafx.evaluation import protocol
 from mafx.evaluation.features import MetricNetworks, frechet_distance
 from mafx.evaluation.protocol import compare, evaluate, frechet_distances, read_metrics, summarise, table
+from mafx.model import random_model
+from mafx.program import Animation
+from mafx.settings import Settings
+from mafx.sources import find_source
 
 HERE = Path(__file__).parent
 SETTINGS = {"steps": 1, "guidance_scale": 1.0, "guidance_interval": (0, 1000)}
@@ -27,7 +38,7 @@ CLIPS = puppet_clips("test", 3, (16, 16), frames=9)
 
 def run(model, out, clips=CLIPS, **changes):
     """Evaluate with the settings of these tests, and `changes`."""
-    arguments = {"options": OPTIONS, "frames": 3, "identity": {"step": 1}, "settings": SETTINGS, "networks": NONE}
+    arguments = {"options": OPTIONS, "frames": 3, "settings": SETTINGS, "networks": NONE}
     return evaluate(model, clips, out, **(arguments | changes))
 
 
@@ -57,10 +68,95 @@ def test_goes_on_after_an_interruption_and_refuses_other_settings(evaluated, mic
         (tmp_path / name).write_bytes((out / name).read_bytes())
     assert repr(run(micro, tmp_path)["mean"]) == repr(evaluation["mean"])
     assert [p.name for p in (tmp_path / "videos").iterdir()] == [f"{CLIPS[2].name}.mp4"]
-    with pytest.raises(InputError, match="steps: 1, now 2"):
+    with pytest.raises(InputError, match="steps 1, expected 2"):
         run(micro, tmp_path, settings=SETTINGS | {"steps": 2})
-    with pytest.raises(InputError, match=r"guidance_interval: \[0, 1000\], now None"):
+    with pytest.raises(InputError, match=r"guidance_interval \[0, 1000\], expected None"):
         run(micro, tmp_path, settings={"steps": 1, "guidance_scale": 1.0})
+
+
+def test_three_mixed_up_evaluations_are_refused(evaluated, micro):
+    """Of other weights, of another dtype, of other data: by name, before anything is animated."""
+    _, out = evaluated
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), micro.params)
+    for model, clips, field in (
+        (random_model(MICRO, seed=2), CLIPS, "weights"),
+        (dataclasses.replace(micro, params=half), CLIPS, "dtype"),
+        (micro, [dataclasses.replace(clip, fps=Fraction(10)) for clip in CLIPS], "data"),
+    ):
+        with pytest.raises(InputError, match=rf"results whose stamp has {field} '\w+', expected '\w+'; choose another"):
+            run(model, out, clips)
+
+
+def quick(monkeypatch):
+    """Copies the reference instead of animating it."""
+
+    def copy(model, reference, motion, **_):
+        video = np.broadcast_to(reference / np.float32(255), motion.shape)
+        return Animation(video=video, latents=np.zeros(0), borders=np.zeros(len(motion) - 1, bool))
+
+    monkeypatch.setattr(protocol, "animate", copy)
+
+
+def test_what_a_kill_leaves_blocks_nothing(micro, tmp_path, monkeypatch):
+    quick(monkeypatch)
+    (tmp_path / "clips").mkdir()
+    for name in (f".{CLIPS[0].name}.json", f".{CLIPS[0].name}.json.part"):
+        (tmp_path / "clips" / name).write_text('{"settings": {"fra')
+    assert len(run(micro, tmp_path)["clips"]) == 3
+
+
+def test_names_of_clips_lead_nowhere_else(micro, tmp_path, monkeypatch):
+    quick(monkeypatch)
+
+    class Named(PuppetClip):
+        name = "../../outside"
+
+    class Hidden(PuppetClip):
+        name = ".hidden"
+
+    out = tmp_path / "a" / "b"
+    evaluation = run(micro, out, [Named(1, 1, (16, 16), 9), Hidden(1, 1, (16, 16), 9)])
+    assert list(evaluation["clips"]) == ["../../outside", ".hidden"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a"] and [path.name for path in out.parent.iterdir()] == ["b"]
+    for folder, suffix in protocol.FOLDERS.items():
+        names = {path.name for path in (out / folder).iterdir()}
+        assert names == {f"..%2F..%2Foutside{suffix}".replace("..", "%2E.", 1), f"%2Ehidden{suffix}"}
+
+
+def test_results_are_overwritten_on_demand_and_nothing_else_is(micro, tmp_path, monkeypatch):
+    quick(monkeypatch)
+    run(micro, tmp_path)
+    (tmp_path / "videos" / "notes.txt").write_text("mine")
+    (tmp_path / "checkpoints").mkdir()
+    evaluation = run(micro, tmp_path, CLIPS[:1], settings=SETTINGS | {"steps": 2}, overwrite=True)
+    assert evaluation["settings"]["steps"] == 2
+    assert [path.name for path in (tmp_path / "clips").iterdir()] == [f"{CLIPS[0].name}.json"]
+    assert (tmp_path / "videos" / "notes.txt").read_text() == "mine" and (tmp_path / "checkpoints").is_dir()
+
+
+def test_a_changed_result_is_told(micro, tmp_path, monkeypatch):
+    quick(monkeypatch)
+    run(micro, tmp_path)
+    path = tmp_path / "clips" / f"{CLIPS[0].name}.json"
+    path.write_text(path.read_text().replace('"psnr": ', '"psnr": 1', 1))
+    with pytest.raises(InputError, match=r"puppet1000000-1000000\.json is damaged"):
+        run(micro, tmp_path)
+
+
+def test_all_devices_of_a_process_take_part(micro, tmp_path, monkeypatch):
+    given = []
+
+    def evaluated(*_, mesh, **__):
+        given.append(mesh)
+        return {"mean": {}}
+
+    monkeypatch.setattr(jobs, "evaluate", evaluated)
+    monkeypatch.setattr(jobs, "find_step", lambda *_: 1)
+    data = ml_collections.ConfigDict({"name": "puppets", "size": (16, 16), "test_clips": 1})
+    source = dataclasses.replace(find_source(None, None), data=data, load=lambda _: micro)
+    options = {"workdir": tmp_path, "checkpoint": "latest", "split": "test", "out": tmp_path, "options": OPTIONS}
+    jobs.evaluate_run(source, Settings(), "float32", **options, clips=1, frames=1, metric_networks=None, against=None)
+    assert given[0].size == len(jax.local_devices()) > 1
 
 
 ONE_OF_FOUR = """
@@ -167,5 +263,5 @@ def test_distances_are_between_all_clips(micro, tmp_path):
     assert fid["result"] > 2 * fid["copying"]  # the model is random
     again = run(micro, tmp_path, networks=Colours())
     assert repr(again) == repr(evaluation)
-    with pytest.raises(InputError, match=r"networks: \['fid'\], now \[\]"):
+    with pytest.raises(InputError, match=r"networks \['fid'\], expected \[\]"):
         run(micro, tmp_path)

@@ -22,6 +22,7 @@ class Counter:
     frames: int = 40
     name: str = "counter"
     fps: Fraction = Fraction(25)
+    fingerprint: str = "numbers"
 
     def read(self, indices):
         picture = np.broadcast_to(np.asarray(indices, np.uint8)[:, None, None, None], (len(indices), 8, 8, 3))
@@ -145,24 +146,29 @@ def test_cached_latents_are_those_of_every_frame(tmp_path):
         return frames[:, ::4, ::4, :1]
 
     options = dataclasses.replace(OPTIONS, size=(8, 8))
-    (latents,) = cache_latents([clip], encode, options, tmp_path / "latents")
+    folder, facts = tmp_path / "latents", {"autoencoder": "a"}
+    (latents,) = cache_latents([clip], encode, options, folder, facts)
     assert set(shapes) == {(CHUNK, 8, 8, 3)}, "programs are compiled for one shape"
     values, motion = latents.read(np.array([CHUNK + 2, 1]))
     assert values.shape == (2, 2, 2, 1) and values.dtype == np.float16
     np.testing.assert_allclose((values[:, 0, 0, 0] + 1) * 127.5, [CHUNK + 2, 1], atol=0.1)
     np.testing.assert_array_equal(motion, clip.read(np.array([CHUNK + 2, 1]))[1])
-    assert [path.name for path in (tmp_path / "latents").iterdir()] == ["folder_counter.npy"]
+    assert {path.name for path in folder.iterdir()} == {"folder%2Fcounter.npy", "stamp.json"}
 
     shapes.clear()
-    cache_latents([clip], encode, options, tmp_path / "latents")
+    cache_latents([clip], encode, options, folder, facts)
     assert len(shapes) <= 1, "at most the shape is asked for again"
     with pytest.raises(InputError, match=r"expected latents of shape \(11, 2, 2, 2\).*found \(11, 2, 2, 1\)"):
-        cache_latents([clip], lambda frames: jnp.zeros((CHUNK, 2, 2, 2)), options, tmp_path / "latents")
+        cache_latents([clip], lambda frames: jnp.zeros((CHUNK, 2, 2, 2)), options, folder, facts)
+    for changed, encoder in (({"fingerprint": "others"}, "a"), ({}, "b")):
+        with pytest.raises(InputError, match="has data" if changed else "has autoencoder 'a', expected 'b'"):
+            other = dataclasses.replace(clip, **changed)
+            cache_latents([other], encode, options, folder, {"autoencoder": encoder})
 
 
 def test_examples_of_cached_latents_keep_their_size(tmp_path, rng):
     options = dataclasses.replace(OPTIONS, size=(8, 8))
-    (latents,) = cache_latents([Counter()], lambda frames: frames[:, ::4, ::4, :1], options, tmp_path)
+    (latents,) = cache_latents([Counter()], lambda frames: frames[:, ::4, ::4, :1], options, tmp_path, {})
     example = draw_example(latents, options, rng)
     assert example["reference"].shape == (2, 2, 1) and example["video"].shape == (3, 2, 2, 1)
     assert example["motion"].shape == (3, 8, 8, 3)

@@ -136,7 +136,7 @@ def test_non_finite_loss_stops_and_keeps_the_batch(run, tmp_path):
     batch = np.load(tmp_path / f"non_finite_{step}_0.npz")
     assert batch["video"].shape == (8, 1, 16, 16, 3) and len(batch["key"]) == 8
     params, _ = read_parameters(tmp_path)
-    assert Checkpoints(tmp_path).latest == step - 1 and all(np.isfinite(x).all() for x in params.values())
+    assert Checkpoints(tmp_path, {}).latest == step - 1 and all(np.isfinite(x).all() for x in params.values())
 
 
 def test_stages_follow_one_another_and_animate(run, tmp_path, caplog):

@@ -1,9 +1,12 @@
 """The bundled model: a small model that this project trained on drawn puppets. README.md says how, and how good it is.
 
 `puppets.npz` holds its parameters in half precision, `config.json` the config of its last training stage,
-`training.jsonl` the log of all stages, `scores.json` its evaluation on held-out clips.
+`stamp.json` what they belong to, `training.jsonl` the log of all stages, `scores.json` its evaluation on held-out
+clips.
 """
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,13 @@ import ml_collections
 import numpy as np
 
 from mafx.diffusion.schedule import Schedule
+from mafx.errors import InputError
 from mafx.files import read_json
-from mafx.model import Model
+from mafx.model import ORIGIN, Model
 from mafx.models.animator import SIZES
 from mafx.models.text import Tokenizer
 from mafx.placing import host_array
+from mafx.stamps import STAMP_FILE, compare_facts, fingerprint, read_stamp, write_stamp
 
 FOLDER = Path(__file__).parent
 
@@ -35,8 +40,9 @@ def load_bundled(dtype: jnp.dtype | str = jnp.float32) -> Model:
     """
     config = bundled_config()
     sizes = SIZES[config.model]
-    with np.load(FOLDER / "puppets.npz") as file:
-        params = {name: host_array(file[name], dtype) for name in file.files}
+    stamp, flat = read_stamp(FOLDER / STAMP_FILE) or {}, _read_arrays(FOLDER / "puppets.npz")
+    compare_facts(stamp, {"weights": fingerprint(flat)}, "the bundled model", "install mafx again")
+    params = {name: host_array(x, dtype) for name, x in flat.items()}
     rows, columns = config.data.size
     return Model(
         config=sizes,
@@ -45,7 +51,16 @@ def load_bundled(dtype: jnp.dtype | str = jnp.float32) -> Model:
         schedule=Schedule(**config.schedule),
         size=(rows, columns),
         source="the bundled model (puppets)",
+        origin={name: x for name, x in stamp.items() if name in ORIGIN},
     )
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"expected the bundled model in {path}, found a damaged file; install mafx again") from error
 
 
 def save_bundled(model: Model, config: ml_collections.ConfigDict, folder: Path = FOLDER) -> None:
@@ -59,4 +74,5 @@ def save_bundled(model: Model, config: ml_collections.ConfigDict, folder: Path =
     flat = flax.traverse_util.flatten_dict(model.params, sep="/")
     arrays: dict[str, Any] = {name: np.asarray(x, np.float16) for name, x in flat.items()}
     np.savez_compressed(folder / "puppets.npz", **arrays)
+    write_stamp(folder / STAMP_FILE, model.stamp() | {"weights": fingerprint(arrays), "dtype": "float16"})
     (folder / "config.json").write_text(config.to_json_best_effort(indent=2) + "\n")

@@ -35,10 +35,12 @@ from mafx.data.staging import Staged, stage
 from mafx.errors import InputError, refusals
 from mafx.files import check_inside, check_name, check_regular, read_json
 from mafx.limits import add_limit_flags, set_limits
+from mafx.stamps import hash_of
 
 NAME = "python -m mafx.data.builders"
 MIN_FRAMES = 16
 SHOWN_LEFT_OUT = 3  # clips of which a message names the first thing that was left out
+REPORT_FILE = "report.json"
 OPEN_SHARDS = 64  # files that a process keeps open, of the thousand or so that it may
 FEATURES = tfds.features.FeaturesDict(
     {"image": tfds.features.Image(), "motion": tfds.features.Image(), "clip": tfds.features.Text(), "frame": np.int32}
@@ -75,12 +77,12 @@ class Report:
     left_out: list[LeftOut]
 
     def write(self, folder: Path) -> None:
-        (folder / "report.json").write_text(json.dumps(dataclasses.asdict(self), indent=1))
+        (folder / REPORT_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1))
 
     @classmethod
     def read(cls, folder: Path) -> "Report":
         """Raises InputError where there is none, or a name in it is none."""
-        path = folder / "report.json"
+        path = folder / REPORT_FILE
         report = read_json(path, cls)
         for name in itertools.chain(*report.clips.values()):
             check_name(name, path)
@@ -221,7 +223,7 @@ def prepare(name: str, manual_dir: Path, data_dir: Path, min_frames: int = MIN_F
     counts = " and ".join(f"{len(clips)} {split}" for split, clips in report.clips.items())
     log.info("Prepared %s: %s clips.", name, counts)
     if report.left_out:
-        log.warning("Left out, in full in %s: %s.", builder.data_path / "report.json", summary(report.left_out))
+        log.warning("Left out, in full in %s: %s.", builder.data_path / REPORT_FILE, summary(report.left_out))
     return builder
 
 
@@ -247,6 +249,10 @@ class RecordClip:
     first: int = 0
     fps: Fraction = media.DEFAULT_FPS
 
+    @property
+    def fingerprint(self) -> str:
+        return hash_of([self.name, self.frames, self.first, _shard_fingerprint(self.shard)])
+
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Frames and renders, both uint8 `f H W 3`."""
         numbers = range(self.first, self.first + self.frames)
@@ -267,6 +273,12 @@ class RecordClip:
         file = io.BytesIO(content)
         file.name = f"a picture in {self.shard}"  # what errors call it
         return media.read_image(file)
+
+
+@functools.cache
+def _shard_fingerprint(path: str) -> str:
+    """Changes with the size of a file of records, and with the report beside it."""
+    return hash_of([Path(path).stat().st_size, Path(path).with_name(REPORT_FILE).read_text("utf-8")])
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)

@@ -4,6 +4,8 @@ A clip gives any of its frames with their renders.
 """
 
 import dataclasses
+import urllib.parse
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Protocol
@@ -14,9 +16,11 @@ from mafx import media
 from mafx.data import puppets
 from mafx.densepose import draw_labels
 from mafx.errors import InputError
+from mafx.stamps import hash_of
 
 TEST_SEEDS = 1_000_000  # identities and movements from here on are never trained on
 HALVES = ("images", "densepose")  # folders of a clip's frames and of their renders
+PLAIN = " #+,=@()[]"  # kept in names of files, beside letters, digits and "-._~"
 
 
 class Clip(Protocol):
@@ -37,6 +41,11 @@ class Clip(Protocol):
         """Frames per second."""
         ...
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with what the clip shows, as far as names and sizes of files tell."""
+        ...
+
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Read some frames.
 
@@ -47,6 +56,17 @@ class Clip(Protocol):
           The frames and their renders, both uint8 `f H W 3`, of one size for the whole clip.
         """
         ...
+
+
+def file_name(clip: Clip) -> str:
+    """A name for a file about a clip: of one part, not hidden, another one for each clip of a data set."""
+    name = urllib.parse.quote(clip.name, safe=PLAIN)
+    return f"%2E{name[1:]}" if name.startswith(".") else name
+
+
+def fingerprint_clips(clips: Sequence[Clip]) -> str:
+    """Changes with the clips of a data set, their order, and what they show."""
+    return hash_of([clip.fingerprint for clip in clips])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +88,10 @@ class PuppetClip:
     @property
     def name(self) -> str:
         return f"puppet{self.identity:06d}-{self.movement:06d}"
+
+    @property
+    def fingerprint(self) -> str:
+        return hash_of([self.name, self.size, self.frames, str(self.fps)])
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         identity = puppets.Identity.from_seed(self.identity)
@@ -135,6 +159,11 @@ class FolderClip:
     @property
     def frames(self) -> int:
         return len(self._names)
+
+    @property
+    def fingerprint(self) -> str:
+        sizes = [[(self.path / half / name).stat().st_size for half in HALVES] for name in self._names]
+        return hash_of([self._names, sizes, self.first])
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         names = [self._names[i] for i in indices]

@@ -11,13 +11,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm.auto import tqdm
 
+import mafx
 from mafx import media
-from mafx.data.clips import Clip
+from mafx.data.clips import Clip, file_name, fingerprint_clips
 from mafx.data.examples import ExampleOptions
 from mafx.errors import InputError, refusals
 from mafx.files import check_finite, read_array
+from mafx.stamps import STAMP_FILE, Facts, compare_facts, read_stamp, write_stamp
 
 CHUNK = 8  # frames that are encoded at once
+ADVICE = "give another config.data.latent_cache, or remove the folder"
 
 Encode = Callable[[jax.Array], jax.Array]
 
@@ -46,6 +49,10 @@ class LatentClip:
     def fps(self) -> Fraction:
         return self.clip.fps
 
+    @property
+    def fingerprint(self) -> str:
+        return self.clip.fingerprint
+
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latents, float16 `f h w c`, and renders, uint8 `f H W 3`."""
         _, motion = self.clip.read(indices)
@@ -54,7 +61,9 @@ class LatentClip:
             return check_finite(latents[indices], str(self.path)), motion
 
 
-def cache_latents(clips: Sequence[Clip], encode: Encode, options: ExampleOptions, folder: Path) -> list[LatentClip]:
+def cache_latents(
+    clips: Sequence[Clip], encode: Encode, options: ExampleOptions, folder: Path, facts: Facts
+) -> list[LatentClip]:
     """Encode the clips whose latents are not in `folder` yet. Several processes share the work and the folder.
 
     Args:
@@ -62,15 +71,17 @@ def cache_latents(clips: Sequence[Clip], encode: Encode, options: ExampleOptions
       encode: Pictures float32 `b H W 3` in [-1, 1] -> latents `b h w c`. It sees batches of `CHUNK` only.
       options: Its `size` is that of the pictures.
       folder: Is made where it does not exist.
+      facts: What tells this encoder from others, for the folder's stamp.
 
     Returns:
       The clips in the same order, with their frames as latents.
 
     Raises:
-      InputError: The folder has latents of another shape.
+      InputError: The folder has latents of other clips, of another encoder or of another shape.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    cached = [LatentClip(clip, folder / f"{clip.name.replace('/', '_')}.npy") for clip in clips]
+    facts = facts | {"data": fingerprint_clips(clips), "size": options.size, "version": mafx.__version__}
+    _claim_folder(folder, facts)
+    cached = [LatentClip(clip, folder / f"{file_name(clip)}.npy") for clip in clips]
     h, w, c = jax.eval_shape(encode, jnp.zeros((CHUNK, *options.size, 3))).shape[1:]
     for clip in cached:
         if clip.path.exists():
@@ -86,12 +97,23 @@ def cache_latents(clips: Sequence[Clip], encode: Encode, options: ExampleOptions
     return cached
 
 
+def _claim_folder(folder: Path, facts: Facts) -> None:
+    """Make the folder with its stamp, or compare the stamp that is there."""
+    stamp = folder / STAMP_FILE
+    if jax.process_index() == 0 and not stamp.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        if next(folder.glob("*.npy"), None):
+            raise InputError(f"expected a stamp beside the latents in {folder}, found none; {ADVICE}")
+        write_stamp(stamp, facts)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("folder of latents")
+    compare_facts(read_stamp(stamp) or {}, facts, f"the folder of latents {folder}", ADVICE)
+
+
 def _check_shape(path: Path, expected: tuple[int, ...]) -> None:
     shape = read_array(path, np.float16).shape
     if shape != expected:
-        raise InputError(
-            f"expected latents of shape {expected} in {path}, found {shape}: give another config.data.latent_cache"
-        )
+        raise InputError(f"expected latents of shape {expected} in {path}, found {shape}: {ADVICE}")
 
 
 def _encode_clip(clip: Clip, encode: Encode, size: media.Size) -> np.ndarray:

@@ -23,22 +23,28 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from tqdm.auto import tqdm
 
 from mafx import media, metrics
 from mafx.animation import animate
-from mafx.data.clips import Clip
+from mafx.data.clips import Clip, file_name, fingerprint_clips
 from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
 from mafx.errors import InputError
 from mafx.evaluation.features import NETWORKS, MetricNetworks, frechet_distance
 from mafx.files import Measured, check_value, read_arrays, read_json
 from mafx.model import Model
+from mafx.stamps import Facts, compare_facts, read_stamp, write_stamp, write_whole
 from mafx.tables import markdown_table
 
 FRAME_MEASURES = (metrics.l1, metrics.l1_published, metrics.psnr, metrics.psnr_legacy, metrics.ssim)
 MAX_FEATURES = 2**30  # bytes of a clip's features
 HIGHER_IS_BETTER = ("psnr", "psnr_legacy", "ssim")
+METRICS_FILE, TABLE_FILE = "metrics.json", "metrics.md"
+FOLDERS = {"clips": ".json", "videos": ".mp4", "features": ".npz"}  # and what is written there
+OTHERS = "choose another --out, or give --overwrite to replace them"
 Scores = dict[str, float]  # measure -> value; "_person" ends the names of measures inside the person's mask
 Interval = list[float]  # a mean, and the two ends of its 95 % interval, which are nan where there is none
 Summary = dict[str, dict[str, Interval]]  # answer -> measure -> interval
@@ -80,10 +86,11 @@ def evaluate(
     *,
     options: ExampleOptions,
     frames: int | None,
-    identity: dict,
     settings: dict,
     networks: MetricNetworks,
     memory: float | None = None,
+    mesh: Mesh | None = None,
+    overwrite: bool = False,
 ) -> dict:
     """Animate and measure clips, and write the results. With several processes, all call this with the same arguments.
 
@@ -93,69 +100,87 @@ def evaluate(
       out: The folder for the results, which all processes must see.
       options: How clips are read; `size` and `stride` count.
       frames: At most so many frames of each clip are animated, after its first. None means all.
-      identity: What tells this model from others, for example `{"step": 1000}`. It is stored, so that an evaluation is
-        not continued with another model.
       settings: Fields of `mafx.Settings`.
       networks: Networks of further measures.
       memory: GiB of the device's memory, see `mafx.animate`.
+      mesh: Devices of this process, see `mafx.animate`.
+      overwrite: Whether results that are there are removed first.
 
     Returns:
       What metrics.json holds, on every process: "settings", "mean" (a `Summary`), and "clips", the scores by clip and
       answer.
 
     Raises:
-      InputError: `out` has results of other settings.
+      InputError: `out` has results of another model, of other data or of other settings.
     """
-    setup = {"frames": frames, "stride": options.stride, "size": options.size, "split": [clip.name for clip in clips]}
-    setup |= {**identity, **settings, "networks": [name for name in NETWORKS if name in networks]}
-    setup = json.loads(json.dumps(setup))  # tuples become lists, as they are in the files that it is compared with
-    _prepare_folder(out, setup)
+    setup = data_facts(clips, frames, options) | {"split": [clip.name for clip in clips]}
+    setup |= {**model.stamp(), **settings, "networks": [name for name in NETWORKS if name in networks]}
+    _prepare_folder(out, setup, overwrite)
     process, processes = jax.process_index(), jax.process_count()
-    paths = {clip.name: out / "clips" / f"{clip.name}.json" for clip in clips}
+    paths = {clip.name: out / "clips" / f"{file_name(clip)}.json" for clip in clips}
     for clip in tqdm(clips[process::processes], desc="evaluating", unit="clip", disable=process > 0):
         if not paths[clip.name].exists():
             targets = np.arange(1, clip.frames, options.stride)[:frames]
             scores = measure(
-                model, clip, targets, out, options=options, settings=settings, networks=networks, memory=memory
+                model,
+                clip,
+                targets,
+                out,
+                options=options,
+                settings=settings,
+                networks=networks,
+                memory=memory,
+                mesh=mesh,
             )
-            _write_json(paths[clip.name], {"settings": setup, "scores": scores})
+            write_stamp(paths[clip.name], {"settings": setup, "scores": scores})
     while not all(path.exists() for path in paths.values()):  # other processes are still at work
         time.sleep(1)
     return _collect(out, setup, paths, write=process == 0)
 
 
-def _prepare_folder(out: Path, setup: dict) -> None:
-    """Make the folders, and refuse results of other settings than `setup`."""
-    for folder in ("clips", "videos", "features"):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    for path in (out / "clips").glob("*.json"):
-        before = read_json(path, ClipFile).settings
-        if before != setup:
-            odd = next(name for name in setup | before if before.get(name, ...) != setup.get(name, ...))
-            raise InputError(
-                f"{out} has results of other settings ({odd}: {before.get(odd)!r}, now {setup.get(odd)!r}); choose "
-                "another --out or remove it"
-            )
+def data_facts(clips: Sequence[Clip], frames: int | None, options: ExampleOptions) -> Facts:
+    """What two evaluations must have in common to be compared."""
+    taken = {"frames": frames, "stride": options.stride, "size": options.size}
+    return taken | {"data": fingerprint_clips(clips)}
+
+
+def _prepare_folder(out: Path, setup: Facts, overwrite: bool) -> None:
+    """Make the folders, remove results if they are to be overwritten, and refuse those of other settings."""
+    if jax.process_index() == 0:
+        for folder in FOLDERS:
+            (out / folder).mkdir(parents=True, exist_ok=True)
+        for path in _results(out) if overwrite else ():
+            path.unlink()
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("folder of the evaluation")
+    for path in (out / "clips").glob("[!.]*.json"):
+        before = _read_clip(path).settings
+        nothing = dict.fromkeys(before.keys() - setup.keys())  # what only the earlier results have
+        compare_facts(before, setup | nothing, f"{out} has results whose stamp", OTHERS)
+
+
+def _read_clip(path: Path) -> ClipFile:
+    return check_value(read_stamp(path), ClipFile, str(path))
+
+
+def _results(out: Path) -> list[Path]:
+    """The files of an evaluation, and no others."""
+    found = [path for folder, suffix in FOLDERS.items() for path in (out / folder).glob(f"*{suffix}")]
+    return found + [path for name in (METRICS_FILE, TABLE_FILE) if (path := out / name).is_file()]
 
 
 def _collect(out: Path, setup: dict, paths: dict[str, Path], write: bool) -> dict:
     """Summarise the scores of all clips, given by their names and files, and `write` the summary."""
-    scores = {name: read_json(path, ClipFile).scores for name, path in paths.items()}
+    scores: dict[str, Any] = {name: _read_clip(path).scores for name, path in paths.items()}
     mean = summarise(scores)
-    for answer, distances in frechet_distances([out / "features" / f"{name}.npz" for name in scores]).items():
+    features = [out / "features" / f"{path.stem}.npz" for path in paths.values()]
+    for answer, distances in frechet_distances(features).items():
         mean[answer] |= distances
-    evaluation = {"settings": setup, "mean": mean, "clips": scores}
+    evaluation = json.loads(json.dumps({"settings": setup, "mean": mean, "clips": scores}))  # as it is read again
     if write:
-        _write_json(out / "metrics.json", evaluation)
-        (out / "metrics.md").write_text(table(mean))
+        write_whole(out / METRICS_FILE, json.dumps(evaluation, indent=2) + "\n")
+        write_whole(out / TABLE_FILE, table(mean))
     return evaluation
-
-
-def _write_json(path: Path, content: dict) -> None:
-    """Write to a temporary name first, so that the file is complete or absent."""
-    part = path.with_name(f".{path.name}")
-    part.write_text(json.dumps(content, indent=2) + "\n")
-    part.replace(path)
 
 
 def read_metrics(folder: Path) -> dict:
@@ -170,7 +195,7 @@ def read_metrics(folder: Path) -> dict:
     Raises:
       InputError: There is none, or it cannot be read.
     """
-    for path in (folder / "metrics.json", folder / "evaluation" / "metrics.json"):
+    for path in (folder / METRICS_FILE, folder / "evaluation" / METRICS_FILE):
         if path.exists():
             content = read_json(path)
             check_value(content, EvaluationFile, str(path))
@@ -193,6 +218,7 @@ def measure(
     settings: dict,
     networks: MetricNetworks,
     memory: float | None = None,
+    mesh: Mesh | None = None,
 ) -> dict[str, Scores]:
     """Animate one clip from its first frame, score the answers, and write its video and features.
 
@@ -205,6 +231,7 @@ def measure(
       settings: Fields of `mafx.Settings`.
       networks: Networks of further measures.
       memory: GiB of the device's memory, see `mafx.animate`.
+      mesh: Devices of this process, see `mafx.animate`.
 
     Returns:
       Answer -> scores. The answer "truth" has the flicker of the true video, the least that one can hope for.
@@ -214,7 +241,7 @@ def measure(
     all_labels = read_labels(example["motion"])[0]
     reference_labels, labels = all_labels[0], all_labels[1:]
     person = labels > 0
-    animation = animate(model, reference, motion, memory=memory, progress=False, **settings)
+    animation = animate(model, reference, motion, memory=memory, mesh=mesh, progress=False, **settings)
     answers = {"result": media.to_uint8(animation.video), "copying": np.broadcast_to(reference, truth.shape)}
     scores = {
         answer: score(video, truth, labels=labels, reference_labels=reference_labels, borders=animation.borders)
@@ -225,9 +252,9 @@ def measure(
             scores[answer] |= networks.lpips(video, truth, person)
     scores["truth"] = {"flicker_unseen": metrics.flicker(truth, labels, reference_labels)}
     features = {answer: networks.features(video, person) for answer, video in {**answers, "truth": truth}.items()}
-    _write_features(out / "features" / f"{clip.name}.npz", features)
+    _write_features(out / "features" / f"{file_name(clip)}.npz", features)
     videos = media.side_by_side(reference, motion, answers["result"], truth)
-    media.write_video(out / "videos" / f"{clip.name}.mp4", videos, clip.fps / options.stride)
+    media.write_video(out / "videos" / f"{file_name(clip)}.mp4", videos, clip.fps / options.stride)
     return scores
 
 

@@ -24,7 +24,7 @@ from mafx import media
 from mafx.commands import Parser, expand_home, run_command
 from mafx.evaluation.protocol import compare, higher_is_better, read_metrics
 from mafx.tables import markdown_table
-from mafx.training.checkpoints import find_step
+from mafx.training.checkpoints import find_step, read_checkpoint_stamp
 from mafx.training.config import CONFIGS, STAGES
 
 NAME = "python -m mafx.experiments.ablations"
@@ -76,10 +76,18 @@ def is_trained(workdir: Path, steps: int) -> bool:
 
 def evaluate(workdir: Path, out: Path, ablation: Ablation) -> dict:
     """The evaluation of an ablation in the folder `out`."""
-    if not (out / "metrics.json").exists():
+    if not is_evaluated(workdir, out):
         size = ("--clips", str(CLIPS[ablation.frames]), "--frames", str(ablation.frames))
         run_script("sample.py", "--workdir", str(workdir), "--out", str(out), *SAMPLING, *size, *ablation.flags)
     return read_metrics(out)
+
+
+def is_evaluated(workdir: Path, out: Path) -> bool:
+    """Whether `out` has the evaluation of the newest checkpoint, not that of an earlier run in the same folder."""
+    if not (out / "metrics.json").exists():
+        return False
+    settings, stamp = read_metrics(out)["settings"], read_checkpoint_stamp(workdir, "latest")
+    return all(settings.get(name) == stamp[name] for name in ("run", "step"))
 
 
 def run_script(script: str, *arguments: str) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from mafx.commands import expand_home
 from mafx.errors import InputError
-from mafx.model import Model
+from mafx.model import ORIGIN, Model
 from mafx.models.animator import APPEARANCES, RENDERS, AnimatorConfig, parameter_shapes
 from mafx.models.text import Tokenizer
 from mafx.placing import host_array
@@ -35,6 +35,16 @@ from mafx.pretrained.names import (
     published_name,
     published_shape,
     to_published,
+)
+from mafx.stamps import (
+    STAMP_FILE,
+    Facts,
+    array_sums,
+    compare_facts,
+    fingerprint,
+    hash_of,
+    read_stamp,
+    write_stamp,
 )
 
 log = logging.getLogger("mafx")
@@ -79,6 +89,7 @@ PARTS = (
     Part(configs.AUTOENCODER, DIFFUSERS, "autoencoder"),
     Part(configs.TEXT, "model", "text"),
 )
+PARTS_FACT = "parts"  # the fact of a stamp that has a fingerprint for each folder
 TOKENIZER = f"{configs.STABLE_DIFFUSION}/tokenizer"
 POSITION_IDS = "text_model.embeddings.position_ids"  # 0, 1, 2, ...: older transformers keep them among the weights
 
@@ -107,6 +118,7 @@ def load_pretrained(directory: str | Path, dtype: jnp.dtype | str = jnp.float32)
     directory = expand_home(directory)
     files = _open_files(directory, PARTS, configs.REQUIRED)
     published = configs.read_configs(directory)
+    stamp = read_stamp(directory / STAMP_FILE) or {}
     flat = {path: host_array(x, dtype) for path, x in _read(directory, files, published.config)}
     return Model(
         config=published.config,
@@ -115,6 +127,7 @@ def load_pretrained(directory: str | Path, dtype: jnp.dtype | str = jnp.float32)
         schedule=published.schedule,
         size=published.size,
         source=str(directory),
+        origin={name: x for name, x in stamp.items() if name in ORIGIN},
     )
 
 
@@ -168,13 +181,30 @@ def _read(
     sources, problems = _match(files, shapes)
     if problems:
         raise InputError("\n  ".join([f"the weights under {directory} do not fit together:", *problems]))
+    sums: dict[str, dict[str, list]] = {}  # by folders, of tensors as they are in the files
     for path, (file, name) in sources.items():
         x = file.read(name)
+        sums.setdefault(_folder_of(path), {}).update(array_sums({"/".join(path): from_published(path, x)}))
         if not np.isfinite(x.astype(np.float32, copy=False)).all():
             problems.append(f"{file.path.relative_to(directory)}: {name} holds NaN or infinity")
         yield path, from_published(path, x)
     if problems:
         raise InputError("\n  ".join([f"the weights under {directory} are damaged:", *problems]))
+    _check_stamp(directory, {folder: hash_of(folder_sums) for folder, folder_sums in sums.items()})
+
+
+def _folder_of(path: LeafPath) -> str:
+    """The folder that a leaf is written to."""
+    return next(part.folder for part in PARTS if part.holds(path))
+
+
+def _check_stamp(directory: Path, found: dict[str, str]) -> None:
+    """Compare fingerprints with those of the folder's stamp, which only folders that mafx wrote have."""
+    stamp = read_stamp(directory / STAMP_FILE)
+    if stamp is not None:
+        advice = f"write the weights again, or remove {STAMP_FILE} if they were changed on purpose"
+        known = {folder: stamp.get(PARTS_FACT, {}).get(folder) for folder in found}
+        compare_facts(found, known, f"the folder of weights {directory}", advice)
 
 
 def _match(
@@ -275,8 +305,12 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
     configs.write_configs(directory, PublishedConfigs(model.config, model.schedule, model.size))
     _write_tokenizer(directory / TOKENIZER, model.tokenizer)
     leaves = sorted(flax.traverse_util.flatten_dict(model.params).items())
+    parts: Facts = {}
     for part in PARTS:
-        _write_part(directory, part, [(path, x) for path, x in leaves if part.holds(path)])
+        own = [(path, x) for path, x in leaves if part.holds(path)]
+        _write_part(directory, part, own)
+        parts[part.folder] = fingerprint({"/".join(path): x for path, x in own})
+    write_stamp(directory / STAMP_FILE, model.stamp() | {PARTS_FACT: parts})
 
 
 def _write_part(directory: Path, part: Part, leaves: Sequence[tuple[LeafPath, jax.Array]]) -> None:

@@ -26,10 +26,11 @@ from mafx.flops import count_flops, matmul_rate
 from mafx.model import Model
 from mafx.models.animator import Animator
 from mafx.progress import StepBar
+from mafx.stamps import Facts, fingerprint
 from mafx.training.averages import jit_average
 from mafx.training.checkpoints import SCORE, Checkpoints
 from mafx.training.config import check_config
-from mafx.training.runs import make_tokenizer, model_sizes, write_config
+from mafx.training.runs import make_tokenizer, model_sizes, run_facts, write_config
 from mafx.training.sharding import DEVICE_MEMORY, distribute_batch, make_mesh, replicated
 from mafx.training.start import start
 from mafx.training.step import Flat, jit_step, step_state, unflatten
@@ -57,7 +58,7 @@ def train(
     check_config(config)
     clips, held_out = find_clips(config.data, "train"), find_clips(config.data, "test")
     images = find_clips(config.images, "train") if config.joint.images else []
-    run = Run(config, workdir, devices)
+    run = Run(config, workdir, run_facts(config, clips, images), devices)
     examples = run.open_data(clips, images)
     trained, frozen = (sum(x.size for x in tree.values()) for tree in (run.state.trainable, run.state.frozen))
     numbers = f"{trained:,} parameters are trained, {frozen:,} frozen"
@@ -74,15 +75,15 @@ def train(
             stopping, last = stop(step), step == config.steps
             log_due = last or step % config.log_every == 0
             show_due = bool(config.show_clips) and (last or step % config.show_every == 0)
-            save_due = last or stopping or step % config.save_every == 0
+            save_due = last or stopping or show_due or step % config.save_every == 0
             # A step is looked at while the next one runs, so that devices do not wait.
             run.read_steps(keep=0 if log_due or show_due or save_due else 1)
             report = {"loss": f"{run.log()['loss']:.4f}"} if log_due else {}
             bar.update(**report)
-            step_scores = run.show(held_out) if show_due else None
-            scores = step_scores or scores
             if save_due:
-                run.save(step_scores)
+                run.save()
+            if show_due:  # after saving: nothing is lost if it fails
+                scores = run.show(held_out)
             if stopping:
                 log.info("Stopped by a signal at step %d; the same command goes on from there.", step)
                 break
@@ -123,20 +124,26 @@ class Run:
       examples: Number of examples that were drawn for them.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None = None):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        facts: Facts,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         self.config, self.workdir = config, workdir
         self.sizes = model_sizes(config)
         self.mesh = make_mesh(config.mesh, devices)
         if config.batch % self.mesh.size:
             raise InputError(f"config.batch: expected a multiple of the {self.mesh.size} devices, found {config.batch}")
         workdir.mkdir(parents=True, exist_ok=True)
-        if jax.process_index() == 0:
-            write_config(workdir, config)
-        self.checkpoints = Checkpoints(workdir, config.keep, config.keep_best)
+        self.checkpoints = Checkpoints(workdir, facts, config.keep, config.keep_best)
         self.state, self.examples = start(config, self.sizes, self.mesh, workdir, self.checkpoints)
         self.done = int(self.state.step)
+        if jax.process_count() > 1:  # the first process has written the vocabulary
+            multihost_utils.sync_global_devices("start")
         self.tokenizer = make_tokenizer(self.sizes, workdir)
-        self.journal = Journal(workdir)
+        self.journal = Journal(workdir, self.done)
         self.meter = Meter(matmul_rate(jnp.dtype(config.dtype)))
         names = ("frames", "stride", "reference", "distance", "flip", "crop")
         options = {name: config.data[name] for name in names}
@@ -150,7 +157,8 @@ class Run:
         """This process' share of the batches, from where the run was left."""
         config = self.config
         if config.data.latent_cache:
-            clips, images = (self._cache_latents(x) for x in (clips, images))
+            clips = self._cache_latents(clips, config.data.name)
+            images = self._cache_latents(images, config.images.name) if images else images
         return batches(
             clips,
             self.options,
@@ -164,7 +172,8 @@ class Run:
             workers=config.data.workers,
         )
 
-    def _cache_latents(self, clips: Sequence[Clip]) -> Sequence[Clip]:
+    def _cache_latents(self, clips: Sequence[Clip], name: str) -> Sequence[Clip]:
+        """The clips of the data set `name`, as latents."""
         networks = Animator(self.sizes)
         autoencoder = {name: x for name, x in self.state.frozen.items() if name.startswith("autoencoder/")}
         autoencoder = gather(autoencoder, self.mesh, jnp.dtype(self.config.dtype))
@@ -173,8 +182,9 @@ class Run:
         def encode(flat: Flat, frames: jax.Array) -> Any:
             return networks.apply({"params": unflatten(flat)}, frames, method="encode_image")
 
-        folder = expand_home(self.config.data.latent_cache)
-        return cache_latents(clips, lambda frames: encode(autoencoder, frames), self.options, folder)
+        folder = expand_home(self.config.data.latent_cache) / name
+        facts = {"autoencoder": fingerprint(autoencoder), "dtype": self.config.dtype}
+        return cache_latents(clips, lambda frames: encode(autoencoder, frames), self.options, folder, facts)
 
     def take_step(self, batch: dict[str, np.ndarray]) -> None:
         """Give the devices one more step. It is compiled for every number of frames that comes."""
@@ -186,6 +196,8 @@ class Run:
         if frames not in self._compiled:
             traced = self._step.trace(*arguments)
             self._compiled[frames] = traced.lower().compile(), count_flops(traced.jaxpr)
+            if jax.process_index() == 0:  # now that the start has succeeded
+                write_config(self.workdir, self.config)
         compiled, flops = self._compiled[frames]
         self.state, metrics = compiled(*arguments)
         if self._average is not None:  # averages in main memory
@@ -209,7 +221,7 @@ class Run:
         np.savez(path, allow_pickle=True, **step.batch)
         examples = self.examples - (self.done - step.number + 1) * self.config.batch
         if self.checkpoints.latest != step.number - 1:
-            self.checkpoints.save(self.state, {"examples": examples}, self.config)
+            self.checkpoints.save(self.state, examples, self.config)
         self.checkpoints.close()
         names = "\n  ".join(step.batch["key"])
         raise FloatingPointError(
@@ -225,18 +237,23 @@ class Run:
 
     def show(self, held_out: Sequence[Clip]) -> dict[str, float]:
         """Animate held-out clips, write the video and its scores, and return the scores."""
+        with self.meter.paused():
+            scores, video = self._animate(held_out)
+        self.journal.write(self.done, scores)
+        self.journal.show(self.done, video)
+        self.checkpoints.rate(self.done, scores)
+        return scores
+
+    def _animate(self, held_out: Sequence[Clip]) -> tuple[dict[str, float], np.ndarray]:
         config = self.config
         params = unflatten(gather(self.state.frozen | self.state.ema, self.mesh, jnp.dtype(config.dtype)))
         model = Model(self.sizes, params, self.tokenizer, Schedule(**config.schedule), self.options.size)
         clips = held_out[: config.show_clips]
-        scores, video = show(model, clips, self.options, config.show_frames, config.show_guidance)
-        self.journal.write(self.done, scores)
-        self.journal.show(self.done, video)
-        return scores
+        return show(model, clips, self.options, config.show_frames, config.show_guidance)
 
-    def save(self, scores: dict[str, float] | None) -> None:
-        """Begin to write a checkpoint. `scores` are those of held-out clips, where they were animated at this step."""
-        self.checkpoints.save(self.state, {"examples": self.examples}, self.config, scores)
+    def save(self) -> None:
+        """Begin to write a checkpoint."""
+        self.checkpoints.save(self.state, self.examples, self.config)
 
     def close(self) -> None:
         """Wait for what is being written."""

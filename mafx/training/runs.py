@@ -1,6 +1,8 @@
 """A run as it lies in its work folder: its config, its sizes, its vocabulary, its model."""
 
 import dataclasses
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +10,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+import mafx
 from mafx.commands import expand_home
+from mafx.data.clips import Clip, fingerprint_clips
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError, refusals
 from mafx.files import Range, check_finite, check_value, read_json
@@ -17,11 +21,14 @@ from mafx.models.animator import SIZES, AnimatorConfig
 from mafx.models.text import Tokenizer
 from mafx.models.unet import REMAT
 from mafx.placing import host_array, host_sharding
+from mafx.stamps import Facts, write_whole
 from mafx.training.checkpoints import read_parameters
 from mafx.training.step import unflatten
 
 CONFIG_FILE = "config.json"
 VOCABULARY_FILES = ("vocab.json", "merges.txt")
+# What a checkpoint does not fit to, or is not continued by, when it changes.
+KEPT_FIELDS = ("stage", "model", "train_only", "dtype", "batch", "accumulate", "moments_dtype")
 
 
 def model_sizes(config: ml_collections.ConfigDict) -> AnimatorConfig:
@@ -59,6 +66,30 @@ class ConfigFile:
     show_guidance: Annotated[float, Range(0, 1e6)]
 
 
+def run_facts(config: ml_collections.ConfigDict, clips: Sequence[Clip], images: Sequence[Clip]) -> Facts:
+    """What a run must have in common with the checkpoints that it goes on from.
+
+    Args:
+      config: Of the run.
+      clips: What it trains on.
+      images: Its image set.
+    """
+    fields = {f"config.{name}": json.loads(config[name].to_json()) for name in ("networks", "schedule")}
+    fields |= {f"config.{name}": config[name] for name in KEPT_FIELDS}
+    data = {"config.data": fingerprint_clips(clips), "config.images": fingerprint_clips(images)}
+    return fields | data | {"version": mafx.__version__}
+
+
+def origin_of(stamp: Facts) -> Facts:
+    """What a model says of the checkpoint that it is from."""
+    return {
+        "run": stamp["run"],
+        "step": stamp["step"],
+        "trained_on": stamp["config.data"],
+        "batch": stamp["config.batch"],
+    }
+
+
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
     """The config that a work folder was last trained with. Raises InputError where there is none that can be used."""
     path = workdir / CONFIG_FILE
@@ -83,7 +114,7 @@ def usable_config(content: dict, where: str) -> ml_collections.ConfigDict:
 
 def write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
     """Say in the work folder what it is trained with."""
-    (workdir / CONFIG_FILE).write_text(config.to_json_best_effort(indent=2))
+    write_whole(workdir / CONFIG_FILE, config.to_json_best_effort(indent=2) + "\n")
 
 
 def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoint: int | str = "latest") -> Model:
@@ -98,8 +129,8 @@ def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoi
       InputError: Where there is no such run or checkpoint.
     """
     workdir = expand_home(workdir)
-    flat, config = read_parameters(workdir, checkpoint, lambda flat: dict.fromkeys(flat, host_sharding()))
-    config = usable_config(config.to_dict(), f"the config of a checkpoint of {workdir}")
+    flat, stamp = read_parameters(workdir, checkpoint, lambda flat: dict.fromkeys(flat, host_sharding()))
+    config = usable_config(stamp["config"], f"the config of a checkpoint of {workdir}")
     sizes = model_sizes(config)
     for name, x in flat.items():
         check_finite(np.asarray(x), f"{workdir}: {name}")
@@ -110,6 +141,7 @@ def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoi
         schedule=Schedule(**config.schedule),
         size=tuple(config.data.size),
         source=f"{workdir} ({checkpoint} checkpoint)",
+        origin=origin_of(stamp),
     )
 
 

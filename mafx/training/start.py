@@ -4,7 +4,6 @@ import functools
 import logging
 import math
 import re
-import shutil
 import zlib
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from mafx.errors import InputError
 from mafx.models.animator import AnimatorConfig, parameter_shapes
 from mafx.models.temporal import frame_sinusoid
 from mafx.pretrained.layout import load_stable_diffusion
+from mafx.stamps import write_whole
 from mafx.training.checkpoints import Checkpoints, read_parameters
 from mafx.training.optimiser import make_optimiser
 from mafx.training.runs import VOCABULARY_FILES
@@ -42,7 +42,7 @@ log = logging.getLogger("mafx")
 def start(
     config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, workdir: Path, checkpoints: Checkpoints
 ) -> tuple[TrainState, int]:
-    """The state that a run starts from, and how many examples it has seen.
+    """The state that a run starts from, and how many examples were drawn for it.
 
     The state is the newest checkpoint of the work folder, if there is one. Otherwise each parameter comes from the
     first of these that has it: `config.init_from` (another work folder, or a folder of published weights); the UNet,
@@ -50,20 +50,23 @@ def start(
     random values.
 
     Raises:
-      InputError: Where `config.init_from` cannot be used.
+      InputError: Where `config.init_from` or the newest checkpoint cannot be used.
     """
+    if checkpoints.latest is not None:
+        checkpoints.check()
     shapes = jax.eval_shape(state_maker(config), parameter_shapes(sizes))
     sharding = state_sharding(config, mesh, shapes)
     if checkpoints.latest is not None:
         abstract = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, sharding
         )
-        state, position = checkpoints.restore(abstract)
+        state, examples = checkpoints.restore(abstract)
         log.info("Going on from step %d of %s.", state.step, workdir)
-        return state, position["examples"]
+        return state, examples
     params = _initial_parameters(config, sizes, mesh, workdir)
     # One after the other, so that what is frozen is never there twice.
     frozen = {name: jnp.array(params.pop(name), x.dtype) for name, x in shapes.frozen.items()}
+    checkpoints.claim_frozen(frozen)
 
     @functools.partial(jax.jit, out_shardings=step_state(config, sharding)._replace(frozen={}))
     def begin(trainable: Flat) -> TrainState:
@@ -136,16 +139,21 @@ def _given_parameters(config: ml_collections.ConfigDict, sizes: AnimatorConfig, 
     if (folder / "checkpoints").is_dir():
         params, _ = read_parameters(folder, sharding=functools.partial(parameter_sharding, mesh))
         _check_shapes(params, flatten(parameter_shapes(sizes)), folder)
-        for path in (folder / name for name in VOCABULARY_FILES):
-            if path.is_file():
-                shutil.copy(path, workdir)
+        found = [name for name in VOCABULARY_FILES if (folder / name).is_file()]
+        _keep_vocabulary({name: (folder / name).read_text("utf-8") for name in found}, workdir)
         return params
     leaves, tokenizer = load_stable_diffusion(folder, sizes)
     if tokenizer.vocabulary is not None and tokenizer.merges is not None:
-        for name, text in zip(VOCABULARY_FILES, (tokenizer.vocabulary, tokenizer.merges), strict=True):
-            (workdir / name).write_text(text, "utf-8")
+        _keep_vocabulary(dict(zip(VOCABULARY_FILES, (tokenizer.vocabulary, tokenizer.merges), strict=True)), workdir)
     flat = {"/".join(path): x for path, x in leaves.items()}
     return distribute_parameters(parameter_sharding(mesh, flat), flat)
+
+
+def _keep_vocabulary(texts: dict[str, str], workdir: Path) -> None:
+    """Write a vocabulary into the folder that all processes share."""
+    if jax.process_index() == 0:
+        for name, text in texts.items():
+            write_whole(workdir / name, text)
 
 
 def _check_shapes(params: Flat, expected: Flat, folder: Path) -> None:

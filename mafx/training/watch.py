@@ -1,11 +1,12 @@
 """Watching a run: numbers as JSON lines and in TensorBoard, and animations of held-out clips beside the truth."""
 
+import contextlib
 import io
 import json
 import math
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
 from mafx.metrics import psnr
 from mafx.model import Model
+from mafx.stamps import write_whole
 from mafx.training.checkpoints import SCORE
 
+METRICS_FILE = "metrics.jsonl"
 FPS = Fraction(12)  # of the video that shows held-out clips
 SHOW_SAMPLER = "dpmpp_2m"
 SHOW_STEPS = 20  # where this sampler has converged
@@ -31,13 +34,17 @@ SHOW_STEPS = 20  # where this sampler has converged
 class Journal:
     """`metrics.jsonl` and TensorBoard's files of a work folder. Only process 0 writes."""
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, done: int = 0):
+        """What an earlier start wrote of steps after `done` is forgotten: they are taken again."""
         from tensorboardX import SummaryWriter  # noqa: PLC0415 (slow to import)
 
         self._workdir, self._file = workdir, None
         if jax.process_index() == 0:
-            self._file = (workdir / "metrics.jsonl").open("a", buffering=1)
-            self._board = SummaryWriter(str(workdir / "tensorboard"))
+            path = workdir / METRICS_FILE
+            if path.exists():
+                write_whole(path, "".join(_lines_until(done, path.read_text("utf-8", "replace"))))
+            self._file = path.open("a", buffering=1)
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=done + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write values of a step by their names."""
@@ -66,6 +73,14 @@ class Journal:
             self._board.close()
 
 
+def _lines_until(done: int, text: str) -> Iterator[str]:
+    """The whole lines of `metrics.jsonl` of the steps up to `done`."""
+    for line in text.splitlines(keepends=True):
+        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill has left half-written
+            if line.endswith("\n") and json.loads(line)["step"] <= done:
+                yield line
+
+
 class Meter:
     """Means of the metrics of all steps since the last reading, and the speed of these steps."""
 
@@ -85,6 +100,13 @@ class Meter:
         self._examples += examples
         self._flops += flops
         self._steps.append(values)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile takes no time of the steps."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
 
     def read(self) -> dict[str, float]:
         """Read and start anew.
