@@ -27,6 +27,7 @@ from mafx.errors import InputError
 from mafx.evaluation.protocol import frechet_distances, read_metrics
 from mafx.models.text import TextConfig, Tokenizer
 from mafx.pretrained.configs import APPEARANCE, AUTOENCODER, CONTROL, INFERENCE, TEXT, UNET, read_configs
+from mafx.pretrained.formats import open_tensors
 from mafx.training.runs import read_config
 
 WEIGHTS = Path(__file__).parent / "published" / "weights"
@@ -496,3 +497,156 @@ def test_shards_elsewhere(records, tmp_path):
     shard.rename(tmp_path / "elsewhere")
     shard.symlink_to(tmp_path / "elsewhere")
     refused(read_all, records, match="leads out of")
+
+
+# -- Weights
+
+
+def write_header(path, header, data=b"", length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+
+
+def tensor_entry(dtype="F32", shape=(2,), data_offsets=(0, 8)):
+    return {"dtype": dtype, "shape": shape, "data_offsets": data_offsets}
+
+
+@pytest.mark.parametrize(
+    ("header", "match"),
+    [
+        ({"a": tensor_entry(data_offsets=(0, 16))}, "not the place that its shape needs"),
+        ({"a": tensor_entry(data_offsets=(8, 0))}, "not the place that its shape needs"),
+        ({"a": tensor_entry(data_offsets=(-8, 0))}, "expected a whole number"),
+        ({"a": tensor_entry(shape=(-2,))}, "expected a whole number"),
+        ({"a": tensor_entry(shape=(2**62, 2**62))}, "not the place that its shape needs"),
+        ({"a": tensor_entry(shape=(0,) * 9)}, "0 to 8"),
+        ({"a": tensor_entry(data_offsets=(8, 16))}, "16 bytes of tensors are announced, 8 are there"),
+        ({"a": tensor_entry(), "b": tensor_entry()}, "b has not the place"),
+        ({"a": tensor_entry("F8_E4M3", (8,))}, "found a of F8_E4M3"),
+        ({"a": tensor_entry("F4", (16,))}, "found a of F4"),
+        ({"a": tensor_entry(["F32"])}, "expected text"),
+        ({"a\nb": tensor_entry()}, "names of tensors of one line"),
+        ({"a": 3}, "expected a JSON object"),
+        ({"a": {}}, "lacks the setting 'dtype'"),
+        ([], "expected a JSON object"),
+        (b'{"a": %b, "a": %b}' % ((json.dumps(tensor_entry()).encode(),) * 2), "same name twice"),
+        (b"{" * 5000, "not readable JSON"),
+        (b"\xff" * 10, "not readable JSON"),
+    ],
+)
+def test_safetensors_headers(tmp_path, header, match):
+    path = tmp_path / "a.safetensors"
+    write_header(path, {"__metadata__": {"format": "pt"}, "a": tensor_entry()}, bytes(8))
+    assert open_tensors(path).read("a").tolist() == [0, 0]
+    write_header(path, header, bytes(8))
+    refused(open_tensors, path, match=f"a.safetensors.*{match}")
+
+
+@pytest.mark.parametrize("length", [0, 10**6, 2**63, 2**64 - 1])
+def test_safetensors_headers_of_another_length(tmp_path, length):
+    write_header(tmp_path / "a.safetensors", {"a": tensor_entry()}, bytes(8), length)
+    refused(open_tensors, tmp_path / "a.safetensors", match="not a whole safetensors file.*ends within its header")
+
+
+def write_archive(path, program, members=(), **options):
+    with zipfile.ZipFile(path, "w", **options) as archive:
+        archive.writestr("x/data.pkl", program)
+        archive.writestr("x/data/0", bytes(16))
+        for name, content in members:
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize(
+    ("program", "match"),
+    [
+        (b"\x80\x02}r\x00\x65\xcd\x1d.", "memo of 500000000 places"),
+        (b"\x80\x02)" + b"\x85" * 10**6 + b".", "tuple of more than 1000 values"),
+        (b"\x80\x02}" + b")" + b"\x85" * 10**5 + b"K\x01s.", "tuple of more than 1000 values"),
+        (b"\x80\x02)" + b"2\x86" * 40 + b".", "tuple of more than 1000 values"),
+        (b"\x80\x02I1\n.", "operation INT"),
+        (b"\x80\x02cos\nsystem\n.", "asks for os.system"),
+        (b"\x80\x02ctorch\nFloatStorage\n}b.", "was refused"),
+        (b"\x80\x02h\x07.", "was refused"),
+        (b"\x80\x02.", "was refused"),
+        (b"\x80\x02000", "was refused"),
+        (b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00itemsK\x01sb.", "was refused"),
+        (b"\x80\x02]X\x01\x00\x00\x00aa.", "expected a dict of tensors, found list"),
+        (b"", "was refused"),
+    ],
+)
+def test_pickles_are_scanned_before_they_are_interpreted(tmp_path, program, match):
+    write_archive(tmp_path / "a.ckpt", program)
+    began = time.perf_counter()
+    refused(open_tensors, tmp_path / "a.ckpt", match=f"a.ckpt.*{match}")
+    assert time.perf_counter() - began < 5
+
+
+EMPTY = b"\x80\x02}."
+
+
+def test_archives_that_grow(tmp_path):
+    path = tmp_path / "a.ckpt"
+    write_archive(path, EMPTY, [("x/data/1", bytes(2**22))], compression=zipfile.ZIP_DEFLATED)
+    refused(open_tensors, path, match="is compressed or encrypted")
+    write_archive(path, EMPTY)
+    content = path.read_bytes()
+    where = content.rindex(b"PK\x01\x02")  # the entry of data/0 in the directory: sizes of 1 GiB in a file of 200 bytes
+    path.write_bytes(content[: where + 20] + struct.pack("<II", 2**30, 2**30) + content[where + 28 :])
+    refused(open_tensors, path, match="not the sizes that they claim")
+
+
+def torch_tensor(name=b"a", size=4, offset=0, shape=(4,), strides=(1,), record=b"0"):
+    """A pickle with one float32 tensor."""
+
+    def text(value):
+        return b"X" + struct.pack("<I", len(value)) + value
+
+    def numbers(values):
+        return b"(" + b"".join(b"\x8a\x08" + struct.pack("<q", x) for x in values) + b"t"
+
+    storage = b"(" + text(b"storage") + b"ctorch\nFloatStorage\n" + text(record) + text(b"cpu") + numbers([size])[1:]
+    where = b"\x8a\x08" + struct.pack("<q", offset) + numbers(shape) + numbers(strides)
+    return b"\x80\x02}" + text(name) + b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"Q" + where + b"\x89}tRs."
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": (10**9,), "strides": (0,)},
+        {"shape": (4, 4), "strides": (0, 1)},
+        {"shape": (3, 3), "strides": (1, 1), "size": 4},
+        {"shape": (2**40,), "strides": (2**40,)},
+        {"shape": (-4,)},
+        {"strides": (-1,)},
+        {"offset": -1},
+        {"offset": 2**62},
+        {"size": 2**62},
+        {"size": -4, "shape": (0,)},
+        {"shape": (1,) * 9, "strides": (1,) * 9},
+        {"shape": (2, 2)},
+        {"record": b"../../etc/passwd"},
+        {"record": b"7"},
+        {"name": b"a\nb"},
+    ],
+)
+def test_tensors_of_archives(tmp_path, changes):
+    path = tmp_path / "a.ckpt"
+    write_archive(path, torch_tensor())
+    assert open_tensors(path).read("a").tolist() == [0] * 4
+    write_archive(path, torch_tensor(**changes))
+    refused(open_tensors, path, match="a.ckpt")
+
+
+def test_records_that_are_damaged(tmp_path):
+    path = tmp_path / "a.ckpt"
+    write_archive(path, torch_tensor())
+    content = path.read_bytes()
+    where = content.index(b"x/data/0") + len(b"x/data/0")
+    path.write_bytes(content[:where] + b"\1" + content[where + 1 :])
+    refused(open_tensors(path).read, "a", match="damaged at a")
+
+
+def test_pipes_in_the_place_of_weights(tmp_path):
+    for name in ("a.safetensors", "a.ckpt"):
+        os.mkfifo(tmp_path / name)
+        refused(open_tensors, tmp_path / name, match="expected a file, found a pipe")

@@ -25,6 +25,7 @@ from PIL import Image
 
 from mafx.errors import InputError
 from mafx.evaluation import networks
+from mafx.files import check_finite
 from mafx.metrics import mean_of_defined
 from mafx.pretrained.formats import open_tensors
 
@@ -196,7 +197,9 @@ def read_network(name: str, paths: Sequence[Path]) -> dict[str, jax.Array]:
     for path in paths:
         file = open_tensors(path)
         wanted = [key for key in file.shapes if not any(part in key for part in UNUSED)]
-        tensors |= {key.removeprefix("module."): jnp.asarray(file.read(key)) for key in wanted}
+        tensors |= {
+            key.removeprefix("module."): jnp.asarray(check_finite(file.read(key), f"{path}: {key}")) for key in wanted
+        }
     recorder = _Recorder(tensors)
     inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in spec.input_shapes]
     expected = f"{' and '.join(path.name for path in paths)}: expected the network of {name}"
