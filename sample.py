@@ -35,7 +35,7 @@ NAME = "sample.py"
 DEFAULT_OUT = "animation.mp4,animation.gif"
 DEFAULT_RECORD = "animation.json"  # written beside them: earlier outputs are sample.py's own
 ADVICE = "take --dtype bfloat16, a smaller --size, or fewer --windows_at_once"
-DTYPES = {"float32": "float32", "fp32": "float32", "bfloat16": "bfloat16", "bf16": "bfloat16"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {x: x for x in ("float32", "bfloat16", "float16")}
 SPECIAL_DEFAULTS = {"steps": "; 1 for the bundled model", "guidance_scale": "; the run's own with --workdir"}
 
 
@@ -67,7 +67,7 @@ def make_parser() -> Parser:
     add("--pretrained", metavar="FOLDER", help="Folder of published weights.")
     add("--workdir", metavar="RUN", help="Work folder of a training run.")
     add("--checkpoint", default="latest", help="Of --workdir: a step, latest, or best (default latest).")
-    add("--dtype", choices=DTYPES, help="What the networks compute in (default bfloat16; float32 on a CPU).")
+    add("--dtype", choices=DTYPES, help="What the networks compute in (default by card; float32 on a CPU).")
     add(
         "--memory",
         type=parse_memory,

@@ -16,6 +16,7 @@ from mafx.errors import InputError
 from mafx.media import Size
 from mafx.model import Model
 from mafx.models.animator import AnimatorConfig
+from mafx.models.kernels import fast_dtype
 from mafx.pretrained.configs import read_configs
 from mafx.pretrained.layout import load_pretrained
 from mafx.training.runs import load_run, model_sizes, read_config
@@ -94,4 +95,4 @@ def _trained_source(
 
 def default_dtype() -> str:
     """What networks compute in by default. On a CPU, 16 bits gain no speed."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if jax.default_backend() == "cpu" else fast_dtype()

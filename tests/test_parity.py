@@ -58,7 +58,7 @@ def limit_of(model, limit):
     return limit if model.dtype == jnp.float32 else BF16
 
 
-@pytest.fixture(scope="session", params=["float32", "bfloat16"])
+@pytest.fixture(scope="session", params=["float32", "bfloat16", "float16"])
 def model(request, published):
     return load_pretrained(published, request.param)
 

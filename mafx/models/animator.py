@@ -6,8 +6,8 @@ hidden state of the block that it stands in.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,17 @@ class Half(NamedTuple):
     bank: Bank
 
 
+def _in_range(function: Callable[[jax.Array], Any], x: jax.Array) -> Any:
+    """Half of the autoencoder, computed in float32 where x and the parameters are float16.
+
+    Its residual sums grow from block to block, and may pass 65504, where float16 ends.
+    """
+    if x.dtype != jnp.float16:
+        return function(x)
+    with jax.numpy_dtype_promotion("standard"):  # of the parameters
+        return function(x.astype(jnp.float32))
+
+
 class Animator(nn.Module):
     """Pure functions of parameters and arrays; call them by `apply(..., method="...")`.
 
@@ -145,12 +156,13 @@ class Animator(nn.Module):
 
     def encode_image(self, image: jax.Array) -> jax.Array:
         """Images `b H W 3` in [-1, 1] to scaled latents `b h w c`: the posterior's mean."""
-        mean, _ = self.autoencoder.encode(image)
-        return mean * self.config.autoencoder.scaling
+        mean, _ = _in_range(self.autoencoder.encode, image)
+        return (mean * self.config.autoencoder.scaling).astype(image.dtype)
 
     def decode_latents(self, latents: jax.Array) -> jax.Array:
         """Scaled latents `b h w c` to images `b H W 3`, about in [-1, 1]."""
-        return self.autoencoder.decode(latents / self.config.autoencoder.scaling)
+        latents = latents / self.config.autoencoder.scaling
+        return _in_range(self.autoencoder.decode, latents).astype(latents.dtype)
 
     def bank(self, reference: jax.Array, t: jax.Array, text: jax.Array) -> Bank:
         """y_a: what every mixed attention adds to its keys and values, each `b m c`. It depends on t, not on frames."""

@@ -42,6 +42,7 @@ CUDNN_ATTENTION = (
 )
 CUDNN_WIDTH_STEP = 8  # widths are multiples of this
 DTYPES_OF_16_BITS = (jnp.bfloat16, jnp.float16)
+BFLOAT16_FIRST = (8, 0)  # cards before multiply in float16 only (CUDA C++ Programming Guide, "Tensor Core" features)
 FUSED_FIRST = (8, 0)  # `fused.py` is compiled by Triton, which compiles for no older cards
 
 
@@ -49,6 +50,11 @@ def device_capability(device: jax.Device) -> Capability:
     """The compute capability of a device; (0, 0) where it is no NVIDIA card. AMD's have one such as "gfx90a"."""
     major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
     return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else NO_CAPABILITY
+
+
+def fast_dtype() -> str:
+    """The 16 bits that this device multiplies in: bfloat16, which has the range of float32, where there is a choice."""
+    return "float16" if NO_CAPABILITY < device_capability(jax.local_devices()[0]) < BFLOAT16_FIRST else "bfloat16"
 
 
 @dataclasses.dataclass(frozen=True)

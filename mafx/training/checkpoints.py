@@ -156,7 +156,7 @@ class Checkpoints:
 
 def _changing(state: TrainState) -> dict:
     """What changes from step to step."""
-    return {name: x for name, x in state._asdict().items() if name != FROZEN}
+    return {name: x for name, x in state._asdict().items() if name != FROZEN and x is not None}
 
 
 def _fingerprints(parts: dict[str, Any]) -> dict[str, str]:

@@ -107,7 +107,9 @@ def _set_model(c: ml_collections.ConfigDict, stage: str) -> None:
     c.networks.renders = RENDERS[0]
     c.init_from = ""  # work folder of the stage before, or folder of published weights
     c.train_only = TRAINS[stage]
-    c.dtype = "bfloat16"  # of computation and of frozen parameters; masters of trained ones, and averages, are float32
+    c.dtype = (
+        "bfloat16"  # of computation and frozen parameters: or float32, or float16; masters and averages are float32
+    )
     c.remat = "products" if stage == "temporal" else "none"  # a key of mafx.models.unet.REMAT
     c.mesh = ml_collections.ConfigDict()
     c.mesh.data = -1  # devices along which examples are spread; -1 means all that are left
@@ -205,7 +207,7 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
     factor = SIZES[c.model].autoencoder.factor if c.model in SIZES else 1
     rules = {
         "model": _one_of(*SIZES),
-        "dtype": _one_of("float32", "bfloat16"),
+        "dtype": _one_of("float32", "bfloat16", "float16"),
         "remat": _one_of(*REMAT),
         "networks.fusion": _one_of(*FUSIONS),
         "networks.appearance": _one_of(*APPEARANCES),

@@ -25,6 +25,7 @@ from mafx.errors import InputError
 from mafx.flops import count_flops, matmul_rate
 from mafx.model import Model
 from mafx.models.animator import Animator
+from mafx.models.kernels import fast_dtype
 from mafx.progress import StepBar
 from mafx.stamps import Facts, fingerprint
 from mafx.training.averages import jit_average
@@ -63,6 +64,8 @@ def train(
     trained, frozen = (sum(x.size for x in tree.values()) for tree in (run.state.trainable, run.state.frozen))
     numbers = f"{trained:,} parameters are trained, {frozen:,} frozen"
     log.info("%s: %s; %d clips, %d held out.", config.stage, numbers, len(clips), len(held_out))
+    if config.dtype == "bfloat16" != fast_dtype():
+        log.warning("This card multiplies bfloat16 slowly; --config.dtype=float16 is faster, with a scaled loss.")
 
     first_process = jax.process_index() == 0
     scores: dict[str, float] = {}

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax
 import jax
@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 import optax
 from einops import rearrange, repeat
+from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import Mesh
 
 from mafx.densepose import BACKGROUND
@@ -31,6 +32,9 @@ from mafx.training.sharding import MIN_ELEMENTS, Flat, batch_sharding, parameter
 Batch = dict[str, jax.Array]
 Loss = Callable[[Flat, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
+FIRST_LOSS_SCALE = (
+    2.0**16
+)  # it halves with each gradient that leaves float16's range, and doubles after 2000 that do not
 TIME_BUCKETS = 4  # the loss is reported for each quarter of the diffusion times
 
 
@@ -78,6 +82,7 @@ class TrainState(NamedTuple):
       frozen: In the compute dtype.
       optimiser: Optax's state.
       ema: Averages of the trainable parameters, float32. The step is given none where `config.ema_on` is "host".
+      loss_scale: What the loss is multiplied by where the gradient is computed, in float16 only.
     """
 
     step: jax.Array
@@ -85,6 +90,7 @@ class TrainState(NamedTuple):
     frozen: Flat
     optimiser: optax.OptState
     ema: Flat
+    loss_scale: DynamicScale | None = None
 
 
 def init_state(
@@ -95,7 +101,11 @@ def init_state(
     trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32), trainable)
     frozen = jax.tree.map(lambda x: jnp.asarray(x, dtype), frozen)
     ema = jax.tree.map(jnp.copy, trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimiser.init(trainable), ema)
+    loss_scale = None
+    if dtype == jnp.float16:
+        count, scale = jnp.zeros((), jnp.int32), jnp.asarray(FIRST_LOSS_SCALE, jnp.float32)
+        loss_scale = DynamicScale(fin_steps=count, scale=scale)  # type: ignore[arg-type]  # arrays, to be checkpointed
+    return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, optimiser.init(trainable), ema, loss_scale)
 
 
 def state_maker(config: ml_collections.ConfigDict) -> Callable[[dict], TrainState]:
@@ -222,6 +232,10 @@ def make_step(
     Only trainable parameters are differentiated. Where the loss or the gradient is not finite, the state stays as it
     was, so that it can be inspected. It also refuses all later steps, because their numbers do not follow its own: the
     loop need not check every step before it starts the next one.
+
+    In float16 the loss is scaled (*Mixed Precision Training*, arXiv 1710.03740). A gradient that is not finite then
+    means that the scale was too large: the step teaches nothing, and the scale halves. Only at a scale of 1 or less is
+    such a step refused.
     """
     dtype = jnp.dtype(config.dtype)
 
@@ -231,14 +245,17 @@ def make_step(
         def loss_of_trainable(trainable: Flat):
             return loss(jax.tree.map(lambda x: x.astype(dtype), trainable) | state.frozen, batch, key)
 
-        (value, errors_by_time), gradient = jax.value_and_grad(loss_of_trainable, has_aux=True)(state.trainable)
+        value, errors_by_time, gradient, loss_scale = _differentiate(loss_of_trainable, state)
         with jax.numpy_dtype_promotion("standard"):  # optax leaves promotions to JAX
             update, optimiser_state = optimiser.update(gradient, state.optimiser, state.trainable)
             learning_rate = jnp.asarray(rate(state.step // config.accumulate))
         trainable = optax.apply_updates(state.trainable, update)
         ema = average(state.ema, trainable, state.step, config.ema)
         norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(value) & jnp.isfinite(norm)
+        learns = jnp.isfinite(norm)
+        finite = jnp.isfinite(value) & learns
+        if state.loss_scale is not None:
+            finite = jnp.isfinite(value) & (learns | (state.loss_scale.scale > 1))
         metrics = {
             "finite": finite,
             "loss": value,
@@ -247,14 +264,30 @@ def make_step(
             "learning_rate": learning_rate,
             **errors_by_time,
         }
-        before = (state.step, state.trainable, state.optimiser, state.ema)
-        after = (state.step + 1, trainable, optimiser_state, ema)
+        if state.loss_scale is not None:
+            metrics["loss_scale"] = state.loss_scale.scale
         accepted = finite & (state.step + 1 == number)
-        kept = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), after, before)
-        count, trainable, optimiser_state, ema = kept
-        return TrainState(count, trainable, state.frozen, optimiser_state, ema), metrics
+
+        def keep(chosen: jax.Array, new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda x, y: jnp.where(chosen, x, y), new, old)
+
+        count, loss_scale = keep(accepted, (state.step + 1, loss_scale), (state.step, state.loss_scale))
+        before = (state.trainable, state.optimiser, state.ema)
+        trainable, optimiser_state, ema = keep(accepted & learns, (trainable, optimiser_state, ema), before)
+        return TrainState(count, trainable, state.frozen, optimiser_state, ema, loss_scale), metrics
 
     return step
+
+
+def _differentiate(
+    loss: Callable[[Flat], tuple[jax.Array, dict]], state: TrainState
+) -> tuple[jax.Array, dict, Flat, DynamicScale | None]:
+    """The loss, what comes with it, the gradient of the trainable parameters, and the next scale of the loss."""
+    if state.loss_scale is None:
+        (value, others), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        return value, others, gradient, None
+    scaled = state.loss_scale.value_and_grad(loss, has_aux=True)(state.trainable)
+    return *scaled.aux, scaled.grad, scaled.dynamic_scale
 
 
 def jit_step(
