@@ -40,7 +40,7 @@ Reading order, in which a module imports only from those before it:
     sources, jobs
     pretrained.export, bundled.release
     ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__
-    benchmarks: memory, measure, speed, published, quality
+    benchmarks: memory, measure, speed, published, quality, mutations, fuzz_readers, fuzz
     experiments: ablations, one_clip
 
 Where to begin: `models.animator` is where the bank and the residuals meet the noisy latents, `models.attention` has the

@@ -6,6 +6,7 @@ against a kind, which is written as a type: `int`, `tuple[str, ...]`, `dict[str,
 may lack it. What the file has beyond the fields is ignored.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -61,9 +62,29 @@ def check_regular(path: Path, what: str = "file") -> None:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:  # ValueError: the name holds a null character
         raise InputError(f"there is no {what} at {path}") from error
+    _check_mode(path, mode, what)
+
+
+def _check_mode(path: Path, mode: int, what: str) -> None:
     if not stat.S_ISREG(mode):
         found = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise InputError(f"{path} is not a {what} that can be read: expected a file, found {found}")
+
+
+def check_tree(folder: Path) -> None:
+    """Check that a folder that another library reads holds files and folders only, and nothing that lies elsewhere.
+
+    Files may come and go meanwhile.
+
+    Raises:
+      InputError: There is a pipe, a device, or a link that leads out of the folder.
+    """
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            check_inside(path, folder)
+        if path.exists() and not path.is_dir():
+            with contextlib.suppress(FileNotFoundError):
+                _check_mode(path, path.stat().st_mode, "file")
 
 
 def check_inside(path: Path, folder: Path) -> None:

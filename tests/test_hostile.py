@@ -492,6 +492,16 @@ def test_damaged_records(records):
         open_shard.cache_clear()
 
 
+def test_pipes_and_devices_among_records(records):
+    path = next(records.glob("images/*/dataset_info.json"))
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    refused(read_all, records, match="leads out of")
+    path.unlink()
+    os.mkfifo(path)
+    refused(read_all, records, match="expected a file, found a pipe")
+
+
 def test_shards_elsewhere(records, tmp_path):
     shard = next(records.glob("images/*/*.array_record*"))
     shard.rename(tmp_path / "elsewhere")
@@ -522,8 +532,9 @@ def tensor_entry(dtype="F32", shape=(2,), data_offsets=(0, 8)):
         ({"a": tensor_entry(shape=(0,) * 9)}, "0 to 8"),
         ({"a": tensor_entry(data_offsets=(8, 16))}, "16 bytes of tensors are announced, 8 are there"),
         ({"a": tensor_entry(), "b": tensor_entry()}, "b has not the place"),
-        ({"a": tensor_entry("F8_E4M3", (8,))}, "found a of F8_E4M3"),
-        ({"a": tensor_entry("F4", (16,))}, "found a of F4"),
+        ({"a": tensor_entry("F8_E4M3", (8,))}, "found a of .F8_E4M3"),
+        ({"a": tensor_entry("F4", (16,))}, "found a of .F4"),
+        ({"a": tensor_entry("a\nb", (16,))}, "found a of"),
         ({"a": tensor_entry(["F32"])}, "expected text"),
         ({"a\nb": tensor_entry()}, "names of tensors of one line"),
         ({"a": 3}, "expected a JSON object"),

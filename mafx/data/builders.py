@@ -33,7 +33,7 @@ from mafx.commands import Parser, run_command
 from mafx.data.layouts import LAYOUTS, Layout
 from mafx.data.staging import Staged, stage
 from mafx.errors import InputError, refusals
-from mafx.files import check_inside, check_name, check_regular, read_json
+from mafx.files import check_inside, check_name, check_regular, check_tree, read_json
 from mafx.limits import add_limit_flags, set_limits
 from mafx.stamps import hash_of
 
@@ -327,6 +327,9 @@ def record_clips(name: str, data_dir: Path, split: str) -> list[RecordClip]:
 def _open_builder(name: str, data_dir: Path) -> Records:
     """The builder, which has read the files of tensorflow-datasets in `data_dir`."""
     with refusals(f"the records of {name} in {data_dir} cannot be read; prepare the data anew"):
+        check_tree(data_dir / name)
+        for path in (data_dir / name).rglob("*.json"):
+            read_json(path, Any)
         return find_builder(name, data_dir)
 
 

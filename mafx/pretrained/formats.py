@@ -130,7 +130,8 @@ def _check_entries(path: Path, entries: dict[str, Entry], size: int) -> dict[str
         _check_tensor_name(path, name)
         if entry.dtype not in SAFETENSORS_DTYPES:
             expected = ", ".join(SAFETENSORS_DTYPES)
-            raise InputError(f"{path}: expected tensors of one of the dtypes {expected}, found {name} of {entry.dtype}")
+            found = ascii(entry.dtype)[:LONGEST_NAME]
+            raise InputError(f"{path}: expected tensors of one of the dtypes {expected}, found {name} of {found}")
         first, last = entry.data_offsets
         if first < end or last - first != math.prod(entry.shape) * SAFETENSORS_DTYPES[entry.dtype].itemsize:
             raise ValueError(f"{name} has not the place that its shape needs")

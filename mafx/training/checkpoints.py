@@ -20,6 +20,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from mafx.errors import InputError
+from mafx.files import check_tree
 from mafx.stamps import Facts, compare_facts, fingerprint, new_run, read_stamp, seal, unseal, write_stamp
 from mafx.training.step import Flat, TrainState
 
@@ -284,6 +285,8 @@ def read_checkpoint_stamp(workdir: Path, checkpoint: int | str) -> Facts:
 def _open(workdir: Path) -> Iterator[ocp.CheckpointManager]:
     if not (workdir / FOLDER).is_dir():
         raise InputError(f"expected a work folder of train.py, found no {FOLDER} in {workdir}")
+    for folder in (FOLDER, FROZEN):
+        check_tree(workdir / folder)
     handlers = {"stamp": ocp.JsonCheckpointHandler(), "state": ocp.PyTreeCheckpointHandler()}
     with ocp.CheckpointManager(workdir.absolute() / FOLDER, item_handlers=handlers) as manager:
         yield manager

@@ -20,6 +20,8 @@ from mafx.animation import animate
 from mafx.data.clips import Clip
 from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
+from mafx.errors import InputError
+from mafx.files import Measured, parse_json
 from mafx.metrics import psnr
 from mafx.model import Model
 from mafx.stamps import write_whole
@@ -76,8 +78,9 @@ class Journal:
 def _lines_until(done: int, text: str) -> Iterator[str]:
     """The whole lines of `metrics.jsonl` of the steps up to `done`."""
     for line in text.splitlines(keepends=True):
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line that a kill has left half-written
-            if line.endswith("\n") and json.loads(line)["step"] <= done:
+        with contextlib.suppress(InputError):  # a line that a kill has left half-written
+            values = parse_json(line, "metrics.jsonl", dict[str, int | Measured])
+            if line.endswith("\n") and values.get("step", done + 1) <= done:
                 yield line
 
 
