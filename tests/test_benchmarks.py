@@ -22,7 +22,7 @@ MODULES = [
     for path in sorted((ROOT / "mafx" / room).glob("[!_]*.py"))
 ]
 NEEDS = {"mafx.benchmarks.published": ("torch", "diffusers")}
-TOOLS = ("mafx.benchmarks.measure",)  # no command
+TOOLS = ("mafx.benchmarks.measure", "mafx.benchmarks.mutations", "mafx.benchmarks.fuzz_readers")  # no commands
 
 
 @pytest.fixture(params=MODULES)

@@ -19,7 +19,7 @@ from mafx import media
 from mafx.bundled import FOLDER
 from mafx.bundled.release import joined_logs
 from mafx.data.builders import Report, open_shard, prepare, record_clips
-from mafx.data.clips import PuppetClip
+from mafx.data.clips import FolderClip, PuppetClip
 from mafx.data.latents import LatentClip
 from mafx.data.raw import Raw, find_raw
 from mafx.data.staging import stage
@@ -408,6 +408,16 @@ def test_links_out_of_a_folder_of_frames(tmp_path):
     assert len(media.read_video(tmp_path / "linked")[0]) == 2
     shutil.copy(tmp_path / "private.png", tmp_path / "frames" / "a\nb.png")
     refused(media.read_video, tmp_path / "frames", match="of one line")
+
+
+def test_frames_and_renders_of_several_sizes(tmp_path):
+    (tmp_path / "clip").mkdir()
+    for half in ("images", "densepose"):
+        media.write_video(tmp_path / "clip" / half, np.zeros((2, 8, 8, 3), np.uint8), 10)
+    clip = FolderClip(tmp_path / "clip")
+    assert clip.read(np.arange(2))[0].shape == (2, 8, 8, 3)
+    black_png(tmp_path / "clip" / "densepose" / "00001.png", 4)
+    refused(clip.read, np.arange(2), match="of one size in .*clip, found 4x4, 8x8")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".gif", ".webp", ".tif", ".bmp", ".mp4"])

@@ -104,13 +104,13 @@ def read_files(reader: str, folder: Path, changed: Path) -> Result:
 
 
 class Child:
-    """A process that answers cases."""
+    """A process that answers cases, by the function `answers`."""
 
-    def __init__(self, inputs: Path, work: Path):
+    def __init__(self, inputs: Path, work: Path, answers: Callable[[Connection, Path, Path], None] = serve):
         context = multiprocessing.get_context("spawn")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=serve, args=(other, inputs, work), daemon=True)
-        self._process.start()
+        self.process = context.Process(target=answers, args=(other, inputs, work), daemon=True)
+        self.process.start()
         other.close()
         if not self._pipe.poll(START_SECONDS):
             raise InputError(f"the child of {NAME} did not start within {START_SECONDS} s")
@@ -123,16 +123,16 @@ class Child:
             for _ in range(int(SECONDS / POLL_SECONDS)):
                 if self._pipe.poll(POLL_SECONDS):
                     return self._pipe.recv()
-                if resident_bytes(self._process.pid) > MEMORY:
+                if resident_bytes(self.process.pid) > MEMORY:
                     return Result("memory", "while it was read")
         except (EOFError, OSError):
-            self._process.join()
-            return Result("crash", f"exit status {self._process.exitcode}")
+            self.process.join()
+            return Result("crash", f"exit status {self.process.exitcode}")
         return Result("hang")
 
     def end(self) -> None:
-        self._process.kill()
-        self._process.join()
+        self.process.kill()
+        self.process.join()
 
 
 def resident_bytes(process: int | None) -> int:
