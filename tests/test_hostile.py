@@ -16,10 +16,11 @@ from micro import example
 from PIL import Image
 
 from mafx import media
-from mafx.bundled import FOLDER
+from mafx.bundled import FOLDER, bundled_config
 from mafx.bundled.release import joined_logs
 from mafx.data.builders import Report, open_shard, prepare, record_clips
 from mafx.data.clips import FolderClip, PuppetClip
+from mafx.data.datasets import find_clips
 from mafx.data.latents import LatentClip
 from mafx.data.raw import Raw, find_raw
 from mafx.data.staging import stage
@@ -265,6 +266,12 @@ def test_checked_clips_are_checked_anew(tmp_path, index):
     assert stage(raw, tmp_path / "a.zip").kept == []
     (tmp_path / "a.zip").write_bytes(b"PK")
     assert stage(raw, tmp_path / "a.zip").kept == []
+
+
+def test_puppets_of_no_number():
+    config = bundled_config()
+    config.data.test_clips = None
+    refused(find_clips, config.data, "test", match="config.data.test_clips: expected a number of puppets")
 
 
 # -- Arrays

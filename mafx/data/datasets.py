@@ -12,7 +12,10 @@ from mafx.errors import InputError
 
 def _puppet_clips(settings: ml_collections.ConfigDict, split: str) -> Sequence[Clip]:
     rows, columns = settings.size
-    return puppet_clips(split, settings[f"{split}_clips"], (rows, columns))
+    count = settings.get(f"{split}_clips")
+    if count is None:
+        raise InputError(f"config.data.{split}_clips: expected a number of puppets, found nothing")
+    return puppet_clips(split, count, (rows, columns))
 
 
 def _folder_clips(settings: ml_collections.ConfigDict, split: str) -> Sequence[Clip]:
