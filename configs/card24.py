@@ -5,9 +5,9 @@
     python train.py --config card24:tiktok:temporal --workdir RUNS/temporal --config.data.path DATA \\
         --config.init_from RUNS/appearance
 
-A step sees one example, and as many steps make an update as the other config has examples in a batch: the gradient of
-an update, their number, and the pace of the averages stay as they are. What is kept between updates takes less memory:
-moments and gradients in bfloat16, averages in main memory. docs/training.md has the figures.
+One example is computed at a time, and a step averages the gradients of as many as the other config has in a batch. All
+else that makes a step stays as it is. What is kept between steps takes less memory: moments and gradients in bfloat16,
+averages in main memory. docs/training.md has the figures.
 """
 
 import importlib
@@ -28,13 +28,10 @@ def get_config(argument: str = "tiktok:appearance") -> ml_collections.ConfigDict
     config = importlib.import_module(f"configs.{name}").get_config(stage)
     examples = config.batch * config.accumulate
     config.batch, config.accumulate = 1, examples
-    config.ema = config.ema ** (1 / examples)
-    for field in ("steps", "log_every", "save_every", "show_every"):
-        config[field] *= examples
 
     config.remat = "blocks"
     config.accumulate_dtype = "bfloat16"
     config.moments_dtype = "bfloat16"
     config.ema_on = "host"
-    config.ema_every = 10 * examples
+    config.ema_every = 10
     return config

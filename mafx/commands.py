@@ -97,14 +97,14 @@ def run_command(name: str, main: Callable[..., object], *args: object) -> int:
     """Run `main(*args)` as the command `name`, and return its exit status.
 
     mafx's own messages go to stderr as they are; other libraries report warnings only. An InputError becomes one line
-    and status 2, a FloatingPointError (a diverged training) one line and status 1.
+    and status 2. A FloatingPointError (a diverged training) and an OSError (a full disk) become one line and status 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for library in CHATTY_LIBRARIES:
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         main(*args)
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return BAD_INPUT if isinstance(error, InputError) else 1
     return 0

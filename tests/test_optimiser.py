@@ -23,13 +23,6 @@ def test_the_cosine_ends_at_its_floor():
     assert float(rate(110)) == pytest.approx(5e-5)
 
 
-def test_the_cosine_counts_updates_and_not_steps():
-    config = micro_config("appearance", steps=440, accumulate=4, warmup=10, decay="cosine", lr=1e-3)
-    _, rate = make_optimiser(config)
-    assert float(rate(60)) == pytest.approx(1e-3 * (0.05 + 0.95 * 0.5))
-    assert float(rate(110)) == pytest.approx(5e-5)
-
-
 def test_rounding_takes_one_of_two_neighbours_and_is_right_on_average():
     x = jnp.asarray([1.001, -1.001, 3e-30, 1.0, 0.0, -7e20, np.inf, -np.inf, np.nan], jnp.float32)
     random = hashed_positions((4096, len(x)), jnp.uint32(5))
@@ -125,20 +118,15 @@ def test_moments_in_bfloat16_train_as_those_in_float32_do():
     assert rounded[-50:].mean() == pytest.approx(exact[-50:].mean(), rel=0.01)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_arrays_are_kept_in_the_dtypes_of_the_config(accumulate):
-    config = micro_config("appearance", accumulate=accumulate)
+def test_arrays_are_kept_in_the_dtypes_of_the_config():
     params = {"a": jnp.ones((4, 4))}
 
     def floats(**changes):
-        state = make_optimiser(micro_config("appearance", accumulate=accumulate, **changes))[0].init(params)
+        state = make_optimiser(micro_config("appearance", **changes))[0].init(params)
         return sorted(str(x.dtype) for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating))
 
-    gradients = ["float32"] * (config.accumulate > 1)
-    assert floats() == ["float32"] * 2 + gradients
-    assert floats(moments_dtype="bfloat16") == ["bfloat16"] * 2 + gradients
-    if accumulate > 1:
-        assert floats(accumulate_dtype="bfloat16") == ["bfloat16"] + ["float32"] * 2
+    assert floats() == ["float32"] * 2
+    assert floats(moments_dtype="bfloat16") == ["bfloat16"] * 2
 
 
 def test_rounding_is_the_same_on_any_mesh(rng):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from mafx.errors import InputError
 from mafx.training.sharding import distribute_batch, make_mesh, parameter_sharding
 
 
@@ -13,9 +14,11 @@ def test_mesh_sizes():
     for axes, message in (
         ({"data": 3}, "does not fit 8 devices"),
         ({"model": 2}, "axes data and fsdp"),
-        ({"data": -1, "fsdp": -1}, "-1 at most"),
+        ({"data": -1, "fsdp": -1}, "-1 for one at most"),
+        ({"data": -1, "fsdp": 16}, "config.mesh.*does not fit 8 devices"),
+        ({"data": -1, "fsdp": 0}, "-1 for one at most"),
     ):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(InputError, match=message):
             make_mesh(axes)
 
 

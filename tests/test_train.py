@@ -15,19 +15,28 @@ from micro import MICRO, example, micro_config
 from mafx.data.clips import puppet_clips
 from mafx.data.examples import ExampleOptions, batches
 from mafx.densepose import BACKGROUND
+from mafx.diffusion.schedule import Schedule
+from mafx.errors import InputError
+from mafx.models.animator import Animator
+from mafx.training import loop
 from mafx.training.averages import in_main_memory
-from mafx.training.checkpoints import Checkpoints, read_parameters
+from mafx.training.checkpoints import Checkpoints, find_step, read_parameters
 from mafx.training.loop import gather, train
-from mafx.training.runs import load_run
+from mafx.training.optimiser import make_optimiser
+from mafx.training.runs import keep_vocabulary, load_run
 from mafx.training.sharding import DEVICE_MEMORY, distribute_batch, make_mesh, parameter_sharding
 from mafx.training.step import (
+    diffusion_loss,
     drop_motion,
     flatten,
+    init_state,
     jit_step,
+    make_step,
     shows_person,
     split,
     state_maker,
 )
+from mafx.training.watch import Journal, Meter
 
 
 @pytest.fixture
@@ -159,6 +168,68 @@ def test_stages_follow_one_another_and_animate(run, tmp_path, caplog):
     assert f"python sample.py --workdir {tmp_path / 'b'}" in farewell
 
 
+def test_a_run_is_saved_before_it_is_shown_and_goes_on_as_it_was_begun(run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no pictures")
+
+    monkeypatch.setattr(loop, "show", fail)
+    with pytest.raises(RuntimeError, match="no pictures"):
+        run("appearance", tmp_path, steps=2, show_clips=1)
+    assert find_step(tmp_path, "latest") == 2
+    begun = (tmp_path / "config.json").read_text()
+    for stage, changes, field in (
+        ("temporal", {}, "config.stage 'appearance', expected 'temporal'"),
+        ("appearance", {"batch": 16}, "config.batch 8, expected 16"),
+        ("appearance", {"accumulate": 2}, "config.accumulate 1, expected 2"),
+        ("appearance", {"data.train_clips": 8}, "config.data '"),
+        ("appearance", {"networks.renders": "sticks"}, "config.networks {"),
+        ("appearance", {"dtype": "bfloat16"}, "config.dtype 'float32', expected 'bfloat16'"),
+        ("appearance", {"moments_dtype": "bfloat16"}, "config.moments_dtype"),
+        ("appearance", {"train_only": ((".*", True),)}, "config.train_only"),
+    ):
+        with pytest.raises(InputError, match=f"step 2 in .* has {field}.*give the one it was begun with") as error:
+            run(stage, tmp_path, steps=3, **changes)
+        assert len(str(error.value).splitlines()) == 1
+        assert (tmp_path / "config.json").read_text() == begun
+
+
+def test_work_folders_that_are_none(run, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="--workdir: expected a folder to write into, found .*file"):
+            run("appearance", workdir)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_lines_of_steps_that_are_taken_again_are_forgotten(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [f'{{"step": {step}, "loss": 0.5}}\n' for step in (1, 2, 3)]
+    path.write_text("".join(lines) + '{"step": 4, "lo')
+    journal = Journal(tmp_path, done=2)
+    journal.write(3, {"loss": 0.25})
+    journal.close()
+    assert path.read_text() == "".join(lines[:2]) + '{"step": 3, "loss": 0.25}\n'
+
+
+def test_a_meter_counts_no_time_in_which_it_is_paused(monkeypatch):
+    now = iter([0.0, 10.0, 110.0, 12.0 + 100.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    meter = Meter(1.0)
+    with meter.paused():
+        meter.add(24, 0, {"loss": 1.0})
+    monkeypatch.setattr(meter, "_restart", lambda: None)
+    assert meter.read()["examples_per_second"] == 2.0
+
+
+def test_one_process_writes_the_vocabulary(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    keep_vocabulary({"vocab.json": "{}"}, tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    keep_vocabulary({"vocab.json": "{}"}, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["vocab.json"]
+
+
 def saved_arrays(workdir, step):
     """All arrays of a checkpoint's state by their paths."""
     with ocp.PyTreeCheckpointer() as reader:
@@ -210,19 +281,59 @@ def test_gathered_parameters_are_whole_and_of_one_dtype():
     assert there.unsafe_buffer_pointer() == here.unsafe_buffer_pointer(), "was copied"
 
 
-def test_accumulated_steps_equal_one_of_their_gradients_mean(micro):
-    """Two steps of one batch, accumulated, update as one step does; in between nothing moves."""
-    mesh = make_mesh({"data": 1}, jax.devices()[:1])
-    config = micro_config("appearance", accumulate=2, **{"loss.reference_dropout": 0.0})
-    config.train_only = (("^unet/decoder/conv_out", True), (".*", False))
-    state, batch, step = one_step_parts(config, micro.params, mesh)
-    begin = jax.tree.map(np.asarray, state.trainable)
-    state, _ = step(state, batch, np.asarray(1, np.int32))
-    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, state.trainable), begin)
-    state, metrics = step(state, batch, np.asarray(2, np.int32))
-    assert int(state.step) == 2 and np.isfinite(metrics["loss"])
-    for name, x in state.trainable.items():
-        assert (np.asarray(x) != begin[name]).any(), name
+def toy_step(batch, done=0, **changes):
+    """A step of a toy loss, whose answer does not depend on the key: the state, and the metrics."""
+    config = micro_config("appearance", decay="cosine", steps=4, lr=0.1, ema=0.5, **changes)
+
+    def loss(flat, examples, key):
+        error = jnp.square(examples["x"] @ flat["w"]).mean()
+        return error, {"loss_t0": jnp.where(examples["x"][0, 0] > 0, error, jnp.nan)}
+
+    optimiser, rate = make_optimiser(config)
+    state = init_state({"w": jnp.ones((3, 2)), "v": jnp.ones(1)}, (("w", True), (".*", False)), optimiser, jnp.float32)
+    state = state._replace(step=jnp.asarray(done, jnp.int32))
+    return make_step(loss, optimiser, rate, config)(state, {"x": jnp.asarray(batch)}, jnp.asarray(done + 1))
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+def test_a_step_of_accumulated_batches_is_a_step_of_their_examples(rng, dtype, limit):
+    batch = rng.normal(size=(8, 3)).astype(np.float32)
+    whole, expected = toy_step(batch)
+    parts, metrics = toy_step(batch.reshape(4, 2, 3), accumulate=4, accumulate_dtype=dtype)
+    assert int(parts.step) == 1
+    for name in ("loss", "gradient_norm", "learning_rate"):
+        np.testing.assert_allclose(metrics[name], expected[name], rtol=limit, err_msg=name)
+    assert np.isfinite(metrics["loss_t0"]), "a batch without this quarter of the times counts for nothing"
+    np.testing.assert_allclose(parts.ema["w"], whole.ema["w"], rtol=limit)
+    assert (np.asarray(parts.trainable["w"]) != 1).all()
+
+
+def test_whatever_is_counted_in_steps_counts_updates(rng):
+    """The cosine is at its end behind the last step, whether or not batches are accumulated."""
+    batch = rng.normal(size=(8, 3)).astype(np.float32)
+    for done in (0, 2, 4):
+        rates = [
+            float(toy_step(batch.reshape(shape), done, accumulate=accumulate)[1]["learning_rate"])
+            for accumulate, shape in ((1, (8, 3)), (4, (4, 2, 3)))
+        ]
+        assert rates[0] == rates[1]
+    assert rates[0] == pytest.approx(0.05 * 0.1)
+
+
+def test_the_person_weighs_also_where_its_motion_is_dropped(micro):
+    """The loss of one step in which every motion is dropped."""
+    clip = example((16, 16), 1)
+    batch = {"reference": clip.reference[None], "motion": clip.motion[None], "video": clip.video[None]}
+    seen = []
+    for person in (1.0, 5.0):
+        options = micro_config("appearance", **{"loss.person": person, "loss.motion_dropout": 1.0}).loss
+        loss = diffusion_loss(
+            Animator(MICRO.without_temporal_layers()), Schedule(), np.array([0, 1], np.int32), options
+        )
+        flat = {name: x for name, x in flatten(micro.params).items() if "motion_modules" not in name}
+        arrays = {name: jnp.asarray(x) for name, x in batch.items()}
+        seen.append(float(jax.jit(loss)(flat, arrays, jax.random.key(0))[0]))
+    assert abs(seen[0] / seen[1] - 1) > 1e-3
 
 
 @pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"remat": "blocks"}])
@@ -241,11 +352,10 @@ def test_half_precision_and_remat_give_the_same_step(micro, change):
     np.testing.assert_allclose(losses["changed"], losses["plain"], rtol=limit)
 
 
-def test_a_dropped_motion_is_background_and_weighs_nobody():
+def test_a_dropped_motion_is_background():
     motion = jnp.asarray(np.stack([example((16, 16), 2, i).motion for i in range(16)]))
     dropped = drop_motion(jax.random.key(0), motion, 0.5)
     gone = np.array([(np.asarray(x) == np.array(BACKGROUND)).all() for x in dropped])
     assert 2 < gone.sum() < 14
     np.testing.assert_array_equal(dropped[~gone], motion[~gone])
-    assert not shows_person(dropped, (16, 2, 8, 8))[gone].any()
     assert drop_motion(jax.random.key(0), motion, 0.0) is motion

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import ml_collections
 
+from mafx.commands import expand_home
 from mafx.data.clips import Clip, FolderClip, puppet_clips
 from mafx.data.layouts import LAYOUTS
 from mafx.errors import InputError
@@ -18,20 +19,30 @@ def _puppet_clips(settings: ml_collections.ConfigDict, split: str) -> Sequence[C
     return puppet_clips(split, count, (rows, columns))
 
 
+def _find_folder(settings: ml_collections.ConfigDict, what: str) -> Path:
+    """The folder that a config names; an image set has no size of its own."""
+    if not settings.path:
+        field = "config.data.path" if "size" in settings else "config.images.path"
+        raise InputError(f"{field}: expected {what}, found nothing; give it by --{field} FOLDER")
+    return expand_home(settings.path)
+
+
 def _folder_clips(settings: ml_collections.ConfigDict, split: str) -> Sequence[Clip]:
     """One clip, divided in time."""
+    folder = _find_folder(settings, "a folder with images/ and densepose/")
     if not settings.train_frames:
         raise InputError(
             "config.data.train_frames: expected how many of the folder's frames are for training, found nothing"
         )
     first, last = {"train": (0, settings.train_frames), "test": (settings.train_frames, None)}[split]
-    return [FolderClip(Path(settings.path), first, last)]
+    return [FolderClip(folder, first, last)]
 
 
 def _prepared_clips(settings: ml_collections.ConfigDict, split: str) -> Sequence[Clip]:
     from mafx.data.builders import record_clips  # noqa: PLC0415 (imports tensorflow-datasets, which is slow)
 
-    return record_clips(settings.name, Path(settings.path), split)
+    made = f"the folder that python -m mafx.data.builders {settings.name} was given as --data_dir"
+    return record_clips(settings.name, _find_folder(settings, made), split)
 
 
 _FINDERS: dict[str, Callable[[ml_collections.ConfigDict, str], Sequence[Clip]]] = {

@@ -16,6 +16,7 @@ import numpy as np
 from mafx import media
 from mafx.data.clips import Clip
 from mafx.densepose import BACKGROUND, FLIPPED, draw_labels, read_labels
+from mafx.errors import InputError
 
 CROPS = ("centre", "random")
 REFERENCES = ("random", "first")
@@ -149,6 +150,7 @@ class Examples:
     start: int
     process: int
     processes: int
+    alike: int
 
     def __len__(self) -> int:
         return ENDLESS
@@ -158,8 +160,8 @@ class Examples:
         share = self.batch // self.processes
         batch_of_run, place_in_share = divmod(i, share)
         number = self.start + batch_of_run * self.batch + self.process * share + place_in_share
-        # All examples of a batch are of one kind, so that they have one shape.
-        kind = np.random.default_rng([self.seed, KIND_SEED, number // self.batch]).random()
+        # All examples of a batch, and of batches that are stacked, are of one kind, so that they have one shape.
+        kind = np.random.default_rng([self.seed, KIND_SEED, number // (self.batch * self.alike)]).random()
         rng = np.random.default_rng([self.seed, EXAMPLE_SEED, number])
         single = dataclasses.replace(self.options, frames=1)
         if kind < self.joint.images:
@@ -188,6 +190,7 @@ def batches(
     process: int = 0,
     processes: int = 1,
     workers: int = 0,
+    alike: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Read batches without end. Each epoch takes every clip once, in an order of its own.
 
@@ -198,22 +201,25 @@ def batches(
       seed: Of every random choice.
       images: Clips of one frame each, for joint training.
       joint: How often a batch holds single pictures.
-      start: Number of the first example, a multiple of `batch`: a later start continues an earlier row.
+      start: Number of the first example, a multiple of `batch` and `alike`: a later start continues an earlier row.
       process: Index of this process.
       processes: Number of processes that share each batch.
       workers: Number of processes that read ahead; 0 reads in threads of this process.
+      alike: Number of batches in a row that are of one kind in joint training.
 
     Yields:
       This process' share of each batch: a dict of arrays, as the module says.
 
     Raises:
-      ValueError: The batch cannot be divided over the processes.
+      InputError: The batch cannot be divided over the processes, or the start is inside of a batch.
     """
     import grain  # noqa: PLC0415 (slow to import)
 
     if batch % processes:
-        raise ValueError(f"expected a batch that divides over {processes} processes, found {batch}")
-    examples = Examples(clips, images, options, joint, batch, seed, start, process, processes)
+        raise InputError(f"config.batch: expected a batch that divides over {processes} processes, found {batch}")
+    if start % (batch * alike):
+        raise InputError(f"expected to go on between steps of {batch * alike} examples, found {start} that were drawn")
+    examples = Examples(clips, images, options, joint, batch, seed, start, process, processes, alike)
     dataset = grain.MapDataset.source(examples).batch(batch // processes)
     reading = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
     dataset = dataset.to_iter_dataset(reading)

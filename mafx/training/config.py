@@ -158,12 +158,13 @@ def _set_objective(c: ml_collections.ConfigDict) -> None:
 
 
 def _set_optimisation(c: ml_collections.ConfigDict, stage: str) -> None:
-    c.batch = 8  # examples of a step, over all devices
-    c.accumulate = 1  # steps of one update
-    c.accumulate_dtype = KEPT[0]  # of the gradient that they add up to
+    c.batch = 8  # examples that are computed at once, over all devices
+    c.accumulate = 1  # batches of a step, whose gradients are averaged
+    c.accumulate_dtype = KEPT[0]  # of that average
+    # A step is one update of the parameters; whatever is counted in steps is counted in updates.
     c.steps = 30_000 if stage == "appearance" else 10_000
     c.lr = 1e-5  # of AdamW
-    c.warmup = 500  # updates until the learning rate is reached
+    c.warmup = 500  # steps until the learning rate is reached
     c.decay = "constant"  # of the learning rate afterwards: constant or cosine
     c.betas = (0.9, 0.999)  # of AdamW
     c.weight_decay = 1e-2  # of AdamW
@@ -205,6 +206,8 @@ def check_config(c: ml_collections.ConfigDict) -> None:
 
 def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
     factor = SIZES[c.model].autoencoder.factor if c.model in SIZES else 1
+    temporal = SIZES[c.model].unet.temporal if c.model in SIZES else None
+    frames = temporal.max_frames if temporal else 1
     rules = {
         "model": _one_of(*SIZES),
         "dtype": _one_of("float32", "bfloat16", "float16"),
@@ -227,6 +230,13 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
             lambda x: len(x) == 2 and all(n > 0 and n % factor == 0 for n in x),
             f"rows and columns, multiples of {factor}",
         ),
+        "schedule.zero_terminal_snr": Rule(
+            lambda x: not x or c.schedule.prediction != "epsilon",
+            "False with config.schedule.prediction epsilon: pure noise has no noise to find; take v or sample",
+        ),
+        "data.frames": Rule(
+            lambda x: isinstance(x, int) and 1 <= x <= frames, f"a number of frames from 1 to {frames}, its positions"
+        ),
         "joint.frames": Rule(lambda x: 0 <= x <= 1 - c.joint.images, "at most what config.joint.images leaves of 1"),
         "data.latent_cache": Rule(
             lambda x: not x or not (c.data.flip or c.data.crop == "random"), "none with flips or random crops"
@@ -236,7 +246,7 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
     shares = ["joint.images", "loss.reference_dropout", "loss.motion_dropout", "ema"]
     share = Rule(lambda x: isinstance(x, int | float) and 0 <= x <= 1, "a number from 0 to 1")
     counts = ["batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames"]
-    counts += ["keep", "data.frames", "data.stride"]
+    counts += ["keep", "data.stride"]
     amounts = ["warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers"]
     amounts += ["loss.person"]
     for names, rule in ((shares, share), (counts, _at_least(1)), (amounts, _at_least(0))):

@@ -62,7 +62,7 @@ def report(config: ml_collections.ConfigDict, mesh: Mesh, limit: float) -> int:
 
     def memory(batch: int) -> float:
         traced = trace_step(config, sizes, mesh, batch)
-        gib, flops = compiled_gib(traced), count_flops(traced.jaxpr.jaxpr) / (batch * mesh.size)
+        gib, flops = compiled_gib(traced), count_flops(traced.jaxpr.jaxpr) / (batch * mesh.size * config.accumulate)
         print(f"{batch:16} {gib:12.2f} {flops / 1e12:20.3g}", flush=True)
         return gib
 

@@ -1,8 +1,10 @@
 """The training loop, to be read from top to bottom: what a run needs, its steps, what it reports and keeps."""
 
+import contextlib
 import functools
 import logging
 import signal
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,13 +69,23 @@ def train(
     if config.dtype == "bfloat16" != fast_dtype():
         log.warning("This card multiplies bfloat16 slowly; --config.dtype=float16 is faster, with a scaled loss.")
 
-    first_process = jax.process_index() == 0
+    try:
+        scores = _take_steps(run, examples, held_out)
+    finally:
+        run.close()  # what is being written is completed also where something fails
+    if run.done == config.steps and jax.process_index() == 0:
+        log.info("%s", _farewell(workdir, config, scores))
+    return scores
+
+
+def _take_steps(run: "Run", examples: Iterator[dict[str, np.ndarray]], held_out: Sequence[Clip]) -> dict[str, float]:
+    """Take the steps that are left, and return the last scores of held-out clips."""
+    config, first_process = run.config, jax.process_index() == 0
     scores: dict[str, float] = {}
-    stop = StopSignal()
     bar = StepBar(config.steps, done=run.done, description=config.stage, enabled=first_process)
-    with announce_compilation(first_process):
+    with announce_compilation(first_process), contextlib.closing(bar), contextlib.closing(StopSignal()) as stop:
         for step in range(run.done + 1, config.steps + 1):
-            run.take_step(next(examples))
+            run.take_step(stack([next(examples) for _ in range(config.accumulate)]))
 
             stopping, last = stop(step), step == config.steps
             log_due = last or step % config.log_every == 0
@@ -90,11 +102,6 @@ def train(
             if stopping:
                 log.info("Stopped by a signal at step %d; the same command goes on from there.", step)
                 break
-    bar.close()
-    stop.close()
-    run.close()
-    if run.done == config.steps and first_process:
-        log.info("%s", _farewell(workdir, config, scores))
     return scores
 
 
@@ -107,6 +114,16 @@ def _farewell(workdir: Path, config: ml_collections.ConfigDict, scores: dict[str
         lines.append(f"Held-out clips: {ours:.2f} dB PSNR (copying the reference: {copying:.2f}); {video} shows them.")
     lines.append(f"Next: python sample.py --workdir {workdir}")
     return "\n".join(lines)
+
+
+def _make_folder(workdir: Path) -> None:
+    """Make the work folder, and raise an InputError where nothing can be written into it."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise InputError(f"--workdir: expected a folder to write into, found {workdir} ({error.strerror})") from error
 
 
 class PendingStep(NamedTuple):
@@ -139,7 +156,7 @@ class Run:
         self.mesh = make_mesh(config.mesh, devices)
         if config.batch % self.mesh.size:
             raise InputError(f"config.batch: expected a multiple of the {self.mesh.size} devices, found {config.batch}")
-        workdir.mkdir(parents=True, exist_ok=True)
+        _make_folder(workdir)
         self.checkpoints = Checkpoints(workdir, facts, config.keep, config.keep_best)
         self.state, self.examples = start(config, self.sizes, self.mesh, workdir, self.checkpoints)
         self.done = int(self.state.step)
@@ -173,12 +190,15 @@ class Run:
             process=jax.process_index(),
             processes=jax.process_count(),
             workers=config.data.workers,
+            alike=config.accumulate,
         )
 
     def _cache_latents(self, clips: Sequence[Clip], name: str) -> Sequence[Clip]:
         """The clips of the data set `name`, as latents."""
         networks = Animator(self.sizes)
         autoencoder = {name: x for name, x in self.state.frozen.items() if name.startswith("autoencoder/")}
+        if any(name.startswith("autoencoder/") for name in self.state.trainable):
+            raise InputError("config.data.latent_cache: expected none where config.train_only trains the autoencoder")
         autoencoder = gather(autoencoder, self.mesh, jnp.dtype(self.config.dtype))
 
         @jax.jit
@@ -192,10 +212,11 @@ class Run:
     def take_step(self, batch: dict[str, np.ndarray]) -> None:
         """Give the devices one more step. It is compiled for every number of frames that comes."""
         self.done += 1
-        self.examples += self.config.batch
+        self.examples += self.config.batch * self.config.accumulate
         number, ema = np.asarray(self.done, np.int32), self.state.ema
-        arguments = step_state(self.config, self.state), distribute_batch(self.mesh, batch), number
-        frames = batch["video"].shape[1]
+        stacked = self.config.accumulate > 1
+        arguments = step_state(self.config, self.state), distribute_batch(self.mesh, batch, stacked), number
+        frames = batch["motion"].shape[-4]
         if frames not in self._compiled:
             traced = self._step.trace(*arguments)
             self._compiled[frames] = traced.lower().compile(), count_flops(traced.jaxpr)
@@ -216,17 +237,17 @@ class Run:
             values = {name: x.item() for name, x in jax.device_get(step.metrics).items()}
             if not values.pop("finite"):
                 self._keep_evidence(step)
-            self.meter.add(self.config.batch, step.flops, values)
+            self.meter.add(self.config.batch * self.config.accumulate, step.flops, values)
 
     def _keep_evidence(self, step: PendingStep) -> None:
         """Save the state before a step, and its batch; then raise FloatingPointError."""
         path = self.workdir / f"non_finite_{step.number}_{jax.process_index()}.npz"
         np.savez(path, allow_pickle=True, **step.batch)
-        examples = self.examples - (self.done - step.number + 1) * self.config.batch
+        examples = self.examples - (self.done - step.number + 1) * self.config.batch * self.config.accumulate
         if self.checkpoints.latest != step.number - 1:
             self.checkpoints.save(self.state, examples, self.config)
         self.checkpoints.close()
-        names = "\n  ".join(step.batch["key"])
+        names = "\n  ".join(np.ravel(step.batch["key"]))
         raise FloatingPointError(
             f"the loss or gradient of step {step.number} is not finite. The state before it is saved, "
             f"its batch is in {path}:\n  {names}"
@@ -278,6 +299,13 @@ def gather(params: Flat, mesh: Mesh, dtype: jnp.dtype) -> Flat:
         return cast(jax.device_put(x, x.sharding.with_memory_kind(DEVICE_MEMORY))).addressable_data(0)
 
     return {name: move(x) for name, x in params.items()}
+
+
+def stack(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The batches of a step behind one another along a new first axis; a single one stays as it is."""
+    if len(batches) == 1:
+        return batches[0]
+    return {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
 
 
 class StopSignal:

@@ -1,4 +1,4 @@
-"""The optimiser: AdamW behind gradient clipping and accumulation, and the dtypes in which it keeps its arrays."""
+"""The optimiser: AdamW behind gradient clipping, and the dtypes in which it keeps its arrays."""
 
 from typing import Any, NamedTuple
 
@@ -14,24 +14,20 @@ DROPPED_BITS = 16  # of float32's bits, those that bfloat16 does not have
 
 
 def make_optimiser(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW behind gradient clipping and accumulation, and the learning rate of each update.
+    """AdamW behind gradient clipping, and the learning rate of each step.
 
     The learning rate warms up, then stays or decays, as `config.decay` says.
     """
-    updates = config.steps // config.accumulate
     decays = {
         "constant": optax.constant_schedule(config.lr),
-        "cosine": optax.cosine_decay_schedule(config.lr, max(1, updates - config.warmup), alpha=COSINE_FLOOR),
+        "cosine": optax.cosine_decay_schedule(config.lr, max(1, config.steps - config.warmup), alpha=COSINE_FLOOR),
     }
     warmup = optax.linear_schedule(0.0, config.lr, max(1, config.warmup))
     rate = optax.join_schedules([warmup, decays[config.decay]], [config.warmup])
     adamw = optax.adamw(rate, *config.betas, weight_decay=config.weight_decay)
     if config.moments_dtype == "bfloat16":
         adamw = with_bfloat16_state(adamw)
-    optimiser = optax.chain(optax.clip_by_global_norm(config.clip), adamw)
-    if config.accumulate > 1:
-        optimiser = optax.MultiSteps(optimiser, config.accumulate, accumulator_dtype=config.accumulate_dtype)
-    return optimiser, rate
+    return optax.chain(optax.clip_by_global_norm(config.clip), adamw), rate
 
 
 class RoundedState(NamedTuple):

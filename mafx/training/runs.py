@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -143,6 +144,13 @@ def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoi
         source=f"{workdir} ({checkpoint} checkpoint)",
         origin=origin_of(stamp),
     )
+
+
+def keep_vocabulary(texts: dict[str, str], workdir: Path) -> None:
+    """Write the files of a vocabulary, by their names, into the work folder that all processes share."""
+    if jax.process_index() == 0:
+        for name, text in texts.items():
+            write_whole(workdir / name, text)
 
 
 def make_tokenizer(sizes: AnimatorConfig, workdir: Path) -> Tokenizer:

@@ -11,6 +11,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mafx.errors import InputError
+
 Flat = dict[str, jax.Array]  # parameters by their names, "unet/encoder/conv_in/kernel"
 
 AXES = DATA, FSDP = "data", "fsdp"
@@ -26,24 +28,30 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
       devices: What the mesh is made of; all devices by default.
 
     Raises:
-      ValueError: Where the axes do not fit the devices.
+      InputError: Where the axes do not fit the devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = {DATA: 1, FSDP: 1} | dict(axes)
-    if set(sizes) != set(AXES) or list(sizes.values()).count(-1) > 1:
-        raise ValueError(f"expected a mesh of the axes {DATA} and {FSDP}, one of them -1 at most, found {dict(axes)}")
+    counts = all(isinstance(size, int) and (size > 0 or size == -1) for size in sizes.values())
+    if set(sizes) != set(AXES) or not counts or list(sizes.values()).count(-1) > 1:
+        raise InputError(
+            f"config.mesh: expected devices for the axes {DATA} and {FSDP}, -1 for one at most, found {dict(axes)}"
+        )
     known = math.prod(size for size in sizes.values() if size != -1)
     sizes = {name: len(devices) // known if size == -1 else size for name, size in sizes.items()}
     if math.prod(sizes.values()) != len(devices):
-        raise ValueError(f"a mesh of {dict(axes)} does not fit {len(devices)} devices")
+        raise InputError(
+            f"config.mesh: {dict(axes)} does not fit {len(devices)} devices, which {DATA} times {FSDP} must be"
+        )
     # Splitting physical axes allows, for example, 8 by 8 devices of a 4x4x4 torus.
     grid = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
     return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * 2)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Examples, the first axis, are spread over all devices."""
-    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
+    """Examples, the first axis, are spread over all devices. Of `stacked` batches they are the second axis."""
+    spec = PartitionSpec((DATA, FSDP))
+    return NamedSharding(mesh, PartitionSpec(None, *spec) if stacked else spec)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -70,9 +78,9 @@ def parameter_sharding(mesh: Mesh, tree, min_elements: int = MIN_ELEMENTS):
     return jax.tree.map(shard, tree)
 
 
-def distribute_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+def distribute_batch(mesh: Mesh, batch: dict[str, np.ndarray], stacked: bool = False) -> dict[str, jax.Array]:
     """This process' share of a batch to the global arrays. Keys, which are words, stay where they are."""
-    sharding = batch_sharding(mesh)
+    sharding = batch_sharding(mesh, stacked)
     return {name: jax.make_array_from_process_local_data(sharding, x) for name, x in batch.items() if name != "key"}
 
 

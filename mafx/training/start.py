@@ -18,10 +18,9 @@ from mafx.errors import InputError
 from mafx.models.animator import AnimatorConfig, parameter_shapes
 from mafx.models.temporal import frame_sinusoid
 from mafx.pretrained.layout import load_stable_diffusion
-from mafx.stamps import write_whole
 from mafx.training.checkpoints import Checkpoints, read_parameters
 from mafx.training.optimiser import make_optimiser
-from mafx.training.runs import VOCABULARY_FILES
+from mafx.training.runs import VOCABULARY_FILES, keep_vocabulary
 from mafx.training.sharding import distribute_parameters, parameter_sharding
 from mafx.training.step import (
     Flat,
@@ -140,20 +139,13 @@ def _given_parameters(config: ml_collections.ConfigDict, sizes: AnimatorConfig, 
         params, _ = read_parameters(folder, sharding=functools.partial(parameter_sharding, mesh))
         _check_shapes(params, flatten(parameter_shapes(sizes)), folder)
         found = [name for name in VOCABULARY_FILES if (folder / name).is_file()]
-        _keep_vocabulary({name: (folder / name).read_text("utf-8") for name in found}, workdir)
+        keep_vocabulary({name: (folder / name).read_text("utf-8") for name in found}, workdir)
         return params
     leaves, tokenizer = load_stable_diffusion(folder, sizes)
     if tokenizer.vocabulary is not None and tokenizer.merges is not None:
-        _keep_vocabulary(dict(zip(VOCABULARY_FILES, (tokenizer.vocabulary, tokenizer.merges), strict=True)), workdir)
+        keep_vocabulary(dict(zip(VOCABULARY_FILES, (tokenizer.vocabulary, tokenizer.merges), strict=True)), workdir)
     flat = {"/".join(path): x for path, x in leaves.items()}
     return distribute_parameters(parameter_sharding(mesh, flat), flat)
-
-
-def _keep_vocabulary(texts: dict[str, str], workdir: Path) -> None:
-    """Write a vocabulary into the folder that all processes share."""
-    if jax.process_index() == 0:
-        for name, text in texts.items():
-            write_whole(workdir / name, text)
 
 
 def _check_shapes(params: Flat, expected: Flat, folder: Path) -> None:

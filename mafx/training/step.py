@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from mafx.densepose import BACKGROUND
 from mafx.diffusion.losses import corrupt, loss_weights
 from mafx.diffusion.schedule import Schedule
+from mafx.errors import InputError
 from mafx.models.animator import Animator, AnimatorConfig, parameter_shapes
 from mafx.models.attention import PartialBank
 from mafx.training.averages import average, in_main_memory
@@ -56,20 +57,20 @@ def split(flat: Flat, rules: Sequence[tuple[str, bool]]) -> tuple[Flat, Flat]:
       rules: Patterns, and whether to train a parameter in whose name the pattern is found. The first such rule decides.
 
     Raises:
-      ValueError: Where no rule applies to a parameter, or a rule to none: either would train the wrong model.
+      InputError: Where no rule applies to a parameter, or a rule to none: either would train the wrong model.
     """
     decisions, used = {}, set()
     for name in flat:
         rule = next((i for i, (pattern, _) in enumerate(rules) if re.search(pattern, name)), None)
         if rule is None:
-            raise ValueError(f"no rule says whether {name} is trained; end the rules with ('.*', False)")
+            raise InputError(f"config.train_only: no rule says whether {name} is trained; end with ('.*', False)")
         decisions[name] = bool(rules[rule][1])
         used.add(rule)
     if idle := [pattern for i, (pattern, _) in enumerate(rules) if i not in used]:
-        raise ValueError(f"rules that apply to no parameter: {', '.join(idle)}")
+        raise InputError(f"config.train_only: rules that apply to no parameter: {', '.join(idle)}")
     trainable, frozen = ({name: x for name, x in flat.items() if decisions[name] == wanted} for wanted in (True, False))
     if not trainable:
-        raise ValueError("the rules freeze everything")
+        raise InputError("config.train_only: the rules freeze everything")
     return trainable, frozen
 
 
@@ -157,7 +158,7 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
         bank = drop_bank(reference_key, apply("bank", reference, t, text), options.reference_dropout, len(latents))
         residuals = apply("residuals", noisy, t, text, motion.astype(dtype) / jnp.asarray(255, dtype))
         error = jnp.square(apply("predict", noisy, t, text, bank, residuals) - corrupted.target).mean(-1)
-        error = weigh_person(error, motion, options.person).mean((1, 2, 3))
+        error = weigh_person(error, batch["motion"], options.person).mean((1, 2, 3))  # also where it is not shown
         weighted = (loss_weights(t, schedule, options.min_snr_gamma) * error).mean()
         return weighted, _by_time(error, t, schedule)
 
@@ -236,19 +237,18 @@ def make_step(
     In float16 the loss is scaled (*Mixed Precision Training*, arXiv 1710.03740). A gradient that is not finite then
     means that the scale was too large: the step teaches nothing, and the scale halves. Only at a scale of 1 or less is
     such a step refused.
+
+    A step is one update. Where batches are accumulated, it is given `config.accumulate` of them, stacked.
     """
-    dtype = jnp.dtype(config.dtype)
+    differentiate = _accumulate if config.accumulate > 1 else _differentiate
 
     def step(state: TrainState, batch: Batch, number: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-        def loss_of_trainable(trainable: Flat):
-            return loss(jax.tree.map(lambda x: x.astype(dtype), trainable) | state.frozen, batch, key)
-
-        value, errors_by_time, gradient, loss_scale = _differentiate(loss_of_trainable, state)
+        value, errors_by_time, gradient, loss_scale = differentiate(loss, state, batch, key, config)
         with jax.numpy_dtype_promotion("standard"):  # optax leaves promotions to JAX
             update, optimiser_state = optimiser.update(gradient, state.optimiser, state.trainable)
-            learning_rate = jnp.asarray(rate(state.step // config.accumulate))
+            learning_rate = jnp.asarray(rate(state.step))
         trainable = optax.apply_updates(state.trainable, update)
         ema = average(state.ema, trainable, state.step, config.ema)
         norm = optax.tree.norm(gradient)
@@ -280,14 +280,48 @@ def make_step(
 
 
 def _differentiate(
-    loss: Callable[[Flat], tuple[jax.Array, dict]], state: TrainState
-) -> tuple[jax.Array, dict, Flat, DynamicScale | None]:
+    loss: Loss, state: TrainState, batch: Batch, key: jax.Array, config: ml_collections.ConfigDict
+) -> tuple[jax.Array, dict[str, jax.Array], Flat, DynamicScale | None]:
     """The loss, what comes with it, the gradient of the trainable parameters, and the next scale of the loss."""
+    dtype = jnp.dtype(config.dtype)
+
+    def loss_of_trainable(trainable: Flat):
+        return loss(jax.tree.map(lambda x: x.astype(dtype), trainable) | state.frozen, batch, key)
+
     if state.loss_scale is None:
-        (value, others), gradient = jax.value_and_grad(loss, has_aux=True)(state.trainable)
+        (value, others), gradient = jax.value_and_grad(loss_of_trainable, has_aux=True)(state.trainable)
         return value, others, gradient, None
-    scaled = state.loss_scale.value_and_grad(loss, has_aux=True)(state.trainable)
+    scaled = state.loss_scale.value_and_grad(loss_of_trainable, has_aux=True)(state.trainable)
     return *scaled.aux, scaled.grad, scaled.dynamic_scale
+
+
+def _accumulate(
+    loss: Loss, state: TrainState, batches: Batch, key: jax.Array, config: ml_collections.ConfigDict
+) -> tuple[jax.Array, dict[str, jax.Array], Flat, DynamicScale | None]:
+    """The same of stacked batches, one after the other: means, of which the gradient's is in `config.accumulate_dtype`.
+
+    The scale of the loss is too large where it is too large for one of them.
+    """
+    kept = jnp.dtype(config.accumulate_dtype)
+
+    def add(mean: Flat, numbered: tuple[jax.Array, Batch]) -> tuple[Flat, tuple]:
+        number, batch = numbered
+        *rest, gradient, loss_scale = _differentiate(loss, state, batch, jax.random.fold_in(key, number), config)
+        share = 1 / (number + 1).astype(jnp.float32)
+        mean = jax.tree.map(functools.partial(_move_mean, share=share), mean, gradient)
+        return mean, (*rest, loss_scale)
+
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, kept), state.trainable)
+    numbers = jnp.arange(config.accumulate, dtype=jnp.int32)
+    mean, (values, others, loss_scales) = jax.lax.scan(add, nothing, (numbers, batches))
+    gradient = jax.tree.map(lambda x: x.astype(jnp.float32), mean)
+    lowest = jax.tree.map(lambda x: x.min(0), loss_scales)
+    return values.mean(), jax.tree.map(functools.partial(jnp.nanmean, axis=0), others), gradient, lowest
+
+
+def _move_mean(mean: jax.Array, x: jax.Array, share: jax.Array) -> jax.Array:
+    before = mean.astype(jnp.float32)
+    return (before + (x - before) * share).astype(mean.dtype)
 
 
 def jit_step(
@@ -316,24 +350,25 @@ def jit_step(
     sharding, whole = parameter_sharding(mesh, state, min_elements), replicated(mesh)
     return jax.jit(
         make_step(loss, *make_optimiser(config), config),
-        in_shardings=(sharding, batch_sharding(mesh), whole),
+        in_shardings=(sharding, batch_sharding(mesh, config.accumulate > 1), whole),
         out_shardings=(sharding, whole),
         donate_argnums=0,
     )
 
 
 def trace_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, batch: int) -> jax.stages.Traced:
-    """The training step of a run on shapes alone, with `batch` examples per device."""
+    """The training step of a run on shapes alone, with `batch` examples per device at once."""
     state = step_state(config, jax.eval_shape(state_maker(config), parameter_shapes(sizes)))
     b, f, (H, W) = batch * mesh.size, config.data.frames, config.data.size
     shape, dtype = (H, W, 3), jnp.uint8
     if config.data.latent_cache:
         factor = sizes.autoencoder.factor
         shape, dtype = (H // factor, W // factor, sizes.unet.channels), jnp.float16
+    stack = (config.accumulate,) if config.accumulate > 1 else ()
     examples = {
-        "video": jax.ShapeDtypeStruct((b, f, *shape), dtype),
-        "motion": jax.ShapeDtypeStruct((b, f, H, W, 3), jnp.uint8),
-        "reference": jax.ShapeDtypeStruct((b, *shape), dtype),
+        "video": jax.ShapeDtypeStruct((*stack, b, f, *shape), dtype),
+        "motion": jax.ShapeDtypeStruct((*stack, b, f, H, W, 3), jnp.uint8),
+        "reference": jax.ShapeDtypeStruct((*stack, b, *shape), dtype),
     }
     step = jit_step(config, sizes, np.zeros(sizes.text.positions, np.int32), mesh, state)
     return step.trace(state, examples, jax.ShapeDtypeStruct((), jnp.int32))
