@@ -61,7 +61,7 @@ def serve(pipe, inputs, work):
 
 @pytest.mark.parametrize(("name", "outcome"), [("crash", "crash"), ("hang", "hang"), ("grow", "memory")])
 def test_children_that_crash_hang_or_grow_are_noticed(name, outcome, monkeypatch, tmp_path):
-    monkeypatch.setattr(fuzz, "SECONDS", 1.5)
+    monkeypatch.setattr(fuzz, "LONGEST", 1.5)
     child = fuzz.Child(tmp_path, tmp_path, serve)
     before = fuzz.resident_bytes(child.process.pid)
     monkeypatch.setattr(fuzz, "MEMORY", before + 2e8)

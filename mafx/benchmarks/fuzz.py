@@ -5,9 +5,9 @@
 
 The second line runs one case alone, and keeps its files. A case is right where what was read could be used, and refused
 where there was an InputError of one line. All else is a defect: another exception (raw), a crash, no answer within 20
-seconds (hang), or more than 1.5 GB (memory). Cases run in a child, which is replaced when it has crashed, hangs or has
-grown. Libraries for property tests, such as Hypothesis, run cases in their own process, which such files end. The exit
-status is 1 where there was a defect. It needs Linux, which says what a process takes.
+seconds of a core or two minutes (hang), or more than 1.5 GB (memory). Cases run in a child, which is replaced when it
+has crashed, hangs or has grown. Libraries for property tests, such as Hypothesis, run cases in their own process, which
+such files end. The exit status is 1 where there was a defect. It needs Linux, which says what a process takes.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -35,7 +36,8 @@ from mafx.errors import InputError
 from mafx.tables import markdown_table
 
 NAME = "python -m mafx.benchmarks.fuzz"
-SECONDS = 20  # that a case may take
+SECONDS = 20  # of a core that a case may take
+LONGEST = 120  # seconds that it may take where a core has other work, or it waits for something
 MEMORY = 1.5e9  # bytes that a child may have
 START_SECONDS = 120  # until a child has imported everything
 POLL_SECONDS = 0.05
@@ -120,7 +122,8 @@ class Child:
         """The result of a case. After a crash, a hang or too much memory the child is of no use."""
         self._pipe.send(case)
         try:
-            for _ in range(int(SECONDS / POLL_SECONDS)):
+            began, used = time.monotonic(), core_seconds(self.process.pid)
+            while time.monotonic() - began < LONGEST and core_seconds(self.process.pid) - used < SECONDS:
                 if self._pipe.poll(POLL_SECONDS):
                     return self._pipe.recv()
                 if resident_bytes(self.process.pid) > MEMORY:
@@ -139,6 +142,12 @@ def resident_bytes(process: int | None) -> int:
     """The memory that a process takes now. Raises OSError where there is none."""
     pages = Path(f"/proc/{process}/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def core_seconds(process: int | None) -> float:
+    """The time that a process has computed. Raises OSError where there is none."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def fuzz(args: argparse.Namespace) -> None:

@@ -288,7 +288,10 @@ def _open(workdir: Path) -> Iterator[ocp.CheckpointManager]:
     for folder in (FOLDER, FROZEN):
         check_tree(workdir / folder)
     handlers = {"stamp": ocp.JsonCheckpointHandler(), "state": ocp.PyTreeCheckpointHandler()}
-    with ocp.CheckpointManager(workdir.absolute() / FOLDER, item_handlers=handlers) as manager:
+    with (
+        _readable(workdir / FOLDER),
+        ocp.CheckpointManager(workdir.absolute() / FOLDER, item_handlers=handlers) as manager,
+    ):
         yield manager
 
 
