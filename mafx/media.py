@@ -392,7 +392,7 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: Fraction) -> None:
 
     h, w = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")  # 4:2:0 halves both sides
-    with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+    with av.open(f"file:{path}", "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": H264_QUALITY})
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
