@@ -47,7 +47,7 @@ class Limit:
 
 
 JSON_BYTES = Limit("max_json_bytes", 16 * 2**20, "bytes of JSON or text")
-PIXELS = Limit("max_pixels", 50_000_000, "pixels in a picture")
+PIXELS = Limit("max_pixels", 45_000_000, "pixels in a picture")
 FRAMES = Limit("max_frames", 100_000, "frames")
 VIDEO_BYTES = Limit("max_video_bytes", 2**30, "bytes of frames")
 LIMITS = (PIXELS, FRAMES, VIDEO_BYTES, JSON_BYTES)

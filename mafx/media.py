@@ -139,7 +139,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         sixteen = np.clip(np.asarray(image), 0, 65535).astype(np.float32)
         return np.repeat((sixteen / 257 + 0.5).astype(np.uint8)[..., None], 3, axis=-1)  # 65535 / 257 is 255
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         opaque = Image.new("RGB", image.size, "white")
         opaque.paste(image, mask=image)
         return np.array(opaque)
