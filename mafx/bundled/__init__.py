@@ -5,8 +5,6 @@
 clips.
 """
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import numpy as np
 
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
-from mafx.files import read_json
+from mafx.files import read_arrays, read_json
 from mafx.model import ORIGIN, Model
 from mafx.models.animator import SIZES
 from mafx.models.text import Tokenizer
@@ -25,6 +23,7 @@ from mafx.placing import host_array
 from mafx.stamps import STAMP_FILE, compare_facts, fingerprint, read_stamp, write_stamp
 
 FOLDER = Path(__file__).parent
+MAX_BYTES = 2**28  # of the parameters
 
 
 def bundled_config() -> ml_collections.ConfigDict:
@@ -57,9 +56,8 @@ def load_bundled(dtype: jnp.dtype | str = jnp.float32) -> Model:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path) as file:
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        return read_arrays(path, MAX_BYTES)
+    except InputError as error:
         raise InputError(f"expected the bundled model in {path}, found a damaged file; install mafx again") from error
 
 
