@@ -41,7 +41,7 @@ Reading order, in which a module imports only from those before it:
     pretrained.export, bundled.release
     ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__
     benchmarks: memory, measure, speed, published, quality, mutations, fuzz_readers, fuzz
-    experiments: ablations, one_clip
+    experiments: ablations, one_clip, kills
 
 Where to begin: `models.animator` is where the bank and the residuals meet the noisy latents, `models.attention` has the
 mixed attention, `program` is an animation from beginning to end, `training.loop` is a training.

@@ -15,7 +15,13 @@ DEFAULT_CACHE = "~/.cache/mafx"
 MEMORY_VARIABLES = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")  # JAX takes one of them, not both
 CARD_SHARE = 0.9  # of a card's memory that JAX may manage; the rest is for CUDA and the screen
 BAD_INPUT = 2  # exit status, as argparse has it
-CHATTY_LIBRARIES = ("absl", "jax", "orbax", "tensorflow_datasets")
+# From which level on other libraries may speak. What orbax logs as an error, through absl, it raises as well.
+LIBRARIES = {
+    "absl": logging.CRITICAL,
+    "jax": logging.WARNING,
+    "orbax": logging.WARNING,
+    "tensorflow_datasets": logging.WARNING,
+}
 
 
 def expand_home(path: str | Path) -> Path:
@@ -100,8 +106,8 @@ def run_command(name: str, main: Callable[..., object], *args: object) -> int:
     and status 2. A FloatingPointError (a diverged training) and an OSError (a full disk) become one line and status 1.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    for library in CHATTY_LIBRARIES:
-        logging.getLogger(library).setLevel(logging.WARNING)
+    for library, level in LIBRARIES.items():
+        logging.getLogger(library).setLevel(level)
     try:
         main(*args)
     except (InputError, FloatingPointError, OSError) as error:

@@ -1,6 +1,7 @@
 """What lies on disk says what it belongs to: others are refused by the name of what differs, flipped bits are told."""
 
 import json
+import resource
 import shutil
 
 import jax
@@ -168,6 +169,29 @@ def test_a_run_of_which_nothing_is_frozen(tmp_path):
     checkpoints.close()
     assert restore(tmp_path, state)[0].frozen == {}
     assert read_parameters(tmp_path)[0].keys() == {"a/kernel"}
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Files cannot grow beyond a few bytes until it is called, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_sentence_and_the_checkpoint_before_serves(copy, saved, full_disk):
+    state = make_state(0)
+    checkpoints = Checkpoints(copy, FACTS)
+    checkpoints.restore(saved[1])
+    with pytest.raises(OSError, match=r"run: File too large; the same command goes on from the .* before") as error:
+        checkpoints.save(state._replace(step=jnp.asarray(4)), 8, ml_collections.ConfigDict())
+        checkpoints.close()
+    full_disk()
+    assert len(str(error.value).splitlines()) == 1
+    restored, examples = restore(copy, saved[1])
+    assert examples == 7
+    jax.tree.map(np.testing.assert_array_equal, restored, saved[1])
 
 
 def test_the_bundled_model_is_whole(tmp_path, monkeypatch):

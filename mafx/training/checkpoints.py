@@ -8,20 +8,23 @@ WORKDIR/scores.json              of held-out clips, by steps
 
 import contextlib
 import dataclasses
+import errno
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
 from mafx.errors import InputError
 from mafx.files import check_tree
-from mafx.stamps import Facts, compare_facts, fingerprint, new_run, read_stamp, seal, unseal, write_stamp
+from mafx.stamps import Facts, compare_facts, fingerprint, hash_of, new_run, read_stamp, seal, unseal, write_stamp
 from mafx.training.step import Flat, TrainState
 
 SCORE = "held_out_psnr"  # the best checkpoints are those with the largest
@@ -29,6 +32,7 @@ FOLDER = "checkpoints"
 FROZEN = "frozen"
 FROZEN_STAMP = "frozen.json"
 SCORES = "scores.json"
+DISK_ERRORS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO
 ANOTHER = "give the one it was begun with, or another --workdir"
 
 
@@ -101,6 +105,7 @@ class Checkpoints:
             "examples": examples,
             "config": json.loads(config.to_json_best_effort()),
             "weights": {FROZEN: self._frozen} | _fingerprints(_changing(state)),
+            "layout": {FROZEN: _layout(state.frozen), "ema": _layout(state.ema)},
         }
         with _explained(f"cannot write the checkpoint of step {int(state.step)} into {self._workdir}"):
             args = ocp.args.Composite(
@@ -168,6 +173,11 @@ def _fingerprints(parts: dict[str, Any]) -> dict[str, str]:
     }
 
 
+def _layout(params: Flat) -> str:
+    """Changes with the names, shapes and dtypes of parameters. It is known before any of them is read."""
+    return hash_of({name: [list(x.shape), str(x.dtype)] for name, x in params.items()})
+
+
 # -- Errors of what orbax reads and writes
 
 
@@ -192,7 +202,8 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0][:300]
+        text = str(error)
+        reason = next((x for x in map(os.strerror, DISK_ERRORS) if x in text), text.strip().partition("\n")[0][:300])
         raise OSError(f"{what}: {reason}; the same command goes on from the checkpoint before") from error
 
 
@@ -228,11 +239,19 @@ def _read_frozen(workdir: Path, stamp: Facts, place: Callable[[Flat], dict[str, 
     if expected["weights"] == fingerprint({}):  # everything is trained
         return {}
     with _readable(path), ocp.StandardCheckpointer() as reader:
-        frozen = reader.restore(path, place(reader.metadata(path).item_metadata.tree))
+        shapes = _expected_shapes(reader.metadata(path).item_metadata.tree, stamp, FROZEN)
+        frozen = reader.restore(path, place(shapes))
     found = fingerprint(frozen)
     if found != expected["weights"]:
         raise InputError(f"{path} is damaged: it has the fingerprint {found}, expected {expected['weights']}")
     return frozen
+
+
+def _expected_shapes(shapes: Flat, stamp: Facts, part: str) -> Flat:
+    """The shapes, unless they are others than the stamp says: a damaged one could ask for any amount of memory."""
+    if _layout(shapes) != stamp["layout"][part]:
+        raise ValueError(f"{part} has other names, shapes or dtypes than its stamp says")
+    return shapes
 
 
 def read_parameters(
@@ -261,12 +280,21 @@ def read_parameters(
         step = _find_step(manager, workdir, checkpoint)
         stamp = _read_checkpoint_stamp(manager, workdir, step)
         with _readable(workdir / FOLDER / str(step)):
-            ema = place(manager.item_metadata(step)["state"].tree["ema"])
+            ema = place(_expected_shapes(manager.item_metadata(step)["state"].tree["ema"], stamp, "ema"))
             restore_args = ocp.checkpoint_utils.construct_restore_args({"ema": ema})
             state = ocp.args.PyTreeRestore({"ema": ema}, restore_args=restore_args, partial_restore=True)
             restored = manager.restore(step, args=ocp.args.Composite(state=state))["state"]
     _check_arrays(workdir, stamp, restored)
     return _read_frozen(workdir, stamp, place) | restored["ema"], stamp
+
+
+def last_arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """All arrays of the newest checkpoint, and the frozen ones, as they lie on disk."""
+    step = find_step(workdir, "latest")
+    folders = [workdir.absolute() / FOLDER / str(step) / "state", workdir.absolute() / FROZEN]
+    with ocp.PyTreeCheckpointer() as reader:
+        trees = {path.name: reader.restore(path) for path in folders if path.exists()}
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(trees)}
 
 
 def find_step(workdir: Path, checkpoint: int | str) -> int:
