@@ -14,6 +14,7 @@ log = logging.getLogger("mafx")
 DEFAULT_CACHE = "~/.cache/mafx"
 MEMORY_VARIABLES = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")  # JAX takes one of them, not both
 CARD_SHARE = 0.9  # of a card's memory that JAX may manage; the rest is for CUDA and the screen
+HEARTBEAT_SECONDS = 30  # after which a process counts as gone
 BAD_INPUT = 2  # exit status, as argparse has it
 # From which level on other libraries may speak. What orbax logs as an error, through absl, it raises as well.
 LIBRARIES = {
@@ -87,7 +88,9 @@ def join_processes(args: argparse.Namespace) -> None:
         import jax  # noqa: PLC0415 (slow to import, and --help imports this module)
 
         jax.config.update("jax_cpu_collectives_implementation", "gloo")  # for devices that are CPU cores
-        jax.distributed.initialize(args.coordinator, args.processes, args.process)
+        jax.distributed.initialize(
+            args.coordinator, args.processes, args.process, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
 
 
 def claim_card() -> None:
@@ -112,5 +115,9 @@ def run_command(name: str, main: Callable[..., object], *args: object) -> int:
         main(*args)
     except (InputError, FloatingPointError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return BAD_INPUT if isinstance(error, InputError) else 1
+        status = BAD_INPUT if isinstance(error, InputError) else 1
+        if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
+            sys.stderr.flush()
+            os._exit(status)  # an ordinary exit would wait for the other processes, which may be gone
+        return status
     return 0

@@ -17,6 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from configs import puppets
+from mafx.commands import run_command
 from mafx.data.clips import PuppetClip
 from mafx.densepose import read_labels
 from mafx.models import animator
@@ -105,4 +106,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command("train.py", main))

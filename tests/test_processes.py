@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +68,28 @@ def test_ten_steps_equal_five_a_signal_and_five(environment, ten_steps, tmp_path
         np.testing.assert_array_equal(whole[name], parts[name])
 
 
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def test_a_process_says_that_another_is_gone(environment, tmp_path):
+    """Within a minute, in one sentence."""
+    settings = {"config": {"steps": 8, "save_every": 2}, "devices": 1}
+    address = free_address()
+    first = start(environment, tmp_path, distributed=[address, 2, 0], **settings)
+    finish(start(environment, tmp_path, distributed=[address, 2, 1], signal=[9, 4], **settings), -signal.SIGKILL)
+    began = time.monotonic()
+    said = finish(first, 1)
+    assert time.monotonic() - began < 60
+    assert said.splitlines()[-1].startswith("train.py: another process is gone (") and "Traceback" not in said
+
+
 def test_two_processes_equal_one(environment, tmp_path):
     """Two processes of two devices each, and one of four; parameters spread over two of them."""
     config = {"steps": 2, "mesh.data": 2, "mesh.fsdp": 2, "show_clips": 1, "show_frames": 2}
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = free_address()
     pair = [
         start(environment, tmp_path / "two", config=config, devices=2, distributed=[address, 2, i]) for i in range(2)
     ]

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import logging
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from mafx.data.datasets import find_clips
 from mafx.data.examples import ExampleOptions, Joint, batches
 from mafx.data.latents import cache_latents
 from mafx.diffusion.schedule import Schedule
-from mafx.errors import InputError
+from mafx.errors import InputError, is_out_of_memory
 from mafx.flops import count_flops, matmul_rate
 from mafx.model import Model
 from mafx.models.animator import Animator
@@ -69,13 +70,25 @@ def train(
     if config.dtype == "bfloat16" != fast_dtype():
         log.warning("This card multiplies bfloat16 slowly; --config.dtype=float16 is faster, with a scaled loss.")
 
-    try:
+    with _told_where_a_process_is_gone(), contextlib.closing(run):  # what is being written is completed in any case
         scores = _take_steps(run, examples, held_out)
-    finally:
-        run.close()  # what is being written is completed also where something fails
     if run.done == config.steps and jax.process_index() == 0:
         log.info("%s", _farewell(workdir, config, scores))
     return scores
+
+
+@contextlib.contextmanager
+def _told_where_a_process_is_gone() -> Iterator[None]:
+    """Where several processes compute together and one of them ends, the others learn it from a failed exchange."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or is_out_of_memory(error):
+            raise
+        reason = str(error).partition("\n")[0][:200]
+        raise ConnectionError(
+            f"another process is gone ({reason}); start all again, to go on from the newest checkpoint"
+        ) from error
 
 
 def _take_steps(run: "Run", examples: Iterator[dict[str, np.ndarray]], held_out: Sequence[Clip]) -> dict[str, float]:
@@ -280,9 +293,10 @@ class Run:
         self.checkpoints.save(self.state, self.examples, self.config)
 
     def close(self) -> None:
-        """Wait for what is being written."""
-        self.checkpoints.close()
+        """Wait for what is being written, but not for a process that is gone."""
         self.journal.close()
+        if jax.process_count() == 1 or not isinstance(sys.exception(), jax.errors.JaxRuntimeError):
+            self.checkpoints.close()
 
 
 def gather(params: Flat, mesh: Mesh, dtype: jnp.dtype) -> Flat:
