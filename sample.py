@@ -28,8 +28,6 @@ from mafx.commands import (
 )
 from mafx.errors import InputError, memory_advice
 from mafx.limits import add_limit_flags, set_limits
-from mafx.media import FITS
-from mafx.settings import Settings, add_setting_flags, setting_flags
 
 NAME = "sample.py"
 DEFAULT_OUT = "animation.mp4,animation.gif"
@@ -40,6 +38,9 @@ SPECIAL_DEFAULTS = {"steps": "; 1 for the bundled model", "guidance_scale": "; t
 
 
 def make_parser() -> Parser:
+    from mafx.media import FITS  # noqa: PLC0415 (slow; at the top, Ctrl-C would end in a traceback)
+    from mafx.settings import add_setting_flags  # noqa: PLC0415
+
     parser = Parser(NAME, __doc__)
     add = parser.add_argument_group("what goes in and out").add_argument
     add("--reference", help="Picture of the person (default: a puppet).")
@@ -120,6 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     set_limits(args)
     from mafx import jobs  # noqa: PLC0415 (slow, and --help does without)
     from mafx.compiling import keep_programs  # noqa: PLC0415
+    from mafx.settings import Settings, setting_flags  # noqa: PLC0415
     from mafx.sources import default_dtype, find_source  # noqa: PLC0415
 
     if args.memory is not None:
@@ -143,7 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
             jobs.animate_files(request, source, settings, dtype, args.memory)
 
 
-def evaluate(args: argparse.Namespace, source, settings: Settings, dtype: str) -> None:
+def evaluate(args: argparse.Namespace, source, settings, dtype: str) -> None:
     from mafx import jobs  # noqa: PLC0415
     from mafx.data.examples import ExampleOptions  # noqa: PLC0415
 

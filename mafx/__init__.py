@@ -25,7 +25,7 @@ tokens that all frames share, `a d` attention heads and their width. Videos and 
 
 Reading order, in which a module imports only from those before it:
 
-    errors, limits, files, commands, tables, stamps
+    errors, limits, files, interrupts, commands, tables, stamps
     boxes, media, densepose, metrics
     diffusion: schedule, samplers, losses, windows
     data: puppets, clips, raw, layouts, staging, builders, datasets, examples, latents

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mafx.errors import InputError
+from mafx.interrupts import INTERRUPTED, leaving_at_interrupt
 
 log = logging.getLogger("mafx")
 DEFAULT_CACHE = "~/.cache/mafx"
@@ -16,6 +17,12 @@ MEMORY_VARIABLES = ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION")
 CARD_SHARE = 0.9  # of a card's memory that JAX may manage; the rest is for CUDA and the screen
 HEARTBEAT_SECONDS = 30  # after which a process counts as gone
 BAD_INPUT = 2  # exit status, as argparse has it
+STATUSES: dict[type[BaseException], int] = {  # exit statuses
+    InputError: BAD_INPUT,
+    FloatingPointError: 1,
+    OSError: 1,
+    KeyboardInterrupt: INTERRUPTED,
+}
 # From which level on other libraries may speak. What orbax logs as an error, through absl, it raises as well.
 LIBRARIES = {
     "absl": logging.CRITICAL,
@@ -106,16 +113,18 @@ def run_command(name: str, main: Callable[..., object], *args: object) -> int:
     """Run `main(*args)` as the command `name`, and return its exit status.
 
     mafx's own messages go to stderr as they are; other libraries report warnings only. An InputError becomes one line
-    and status 2. A FloatingPointError (a diverged training) and an OSError (a full disk) become one line and status 1.
+    and status 2. A FloatingPointError (a diverged training, a video of no numbers) and an OSError (a full disk) become
+    one line and status 1, Ctrl-C one line and status 130.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for library, level in LIBRARIES.items():
         logging.getLogger(library).setLevel(level)
     try:
-        main(*args)
-    except (InputError, FloatingPointError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        status = BAD_INPUT if isinstance(error, InputError) else 1
+        with leaving_at_interrupt(name):
+            main(*args)
+    except tuple(STATUSES) as error:
+        print(f"{name}: {error or 'interrupted'}", file=sys.stderr)
+        status = next(status for kind, status in STATUSES.items() if isinstance(error, kind))
         if "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized():
             sys.stderr.flush()
             os._exit(status)  # an ordinary exit would wait for the other processes, which may be gone

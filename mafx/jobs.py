@@ -1,12 +1,15 @@
 """What sample.py does: from files to a video, from a run to its scores, from settings to compiled programs."""
 
+import contextlib
 import dataclasses
 import json
 import logging
 import shlex
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -84,6 +87,8 @@ def animate_files(
     record = check_outputs(request.outs, request.overwrite)
     size = request.size or source.size
     reference, motion, fps = read_inputs(request, size, settings.seed)
+    abstract = abstract_model(source.config, dtype, source.schedule)
+    plan(abstract, settings, size, len(motion), memory=memory)  # finds what does not fit before minutes of loading
     began = time.perf_counter()
     model = source.load(dtype)
     log.info("Loaded %s in %.0f s.", source.name, time.perf_counter() - began)
@@ -93,12 +98,11 @@ def animate_files(
     video = media.to_uint8(program.run(reference, motion).video)
     seconds = time.perf_counter() - began
     shown, zoom = media.side_by_side(reference, motion, video) if request.grid else video, request.zoom_at(size)
-    for out in request.outs:
-        media.write_video(out, media.enlarge(shown, zoom), fps)
     facts = {
         "command": shlex.join(["python", *sys.argv]),
         "model": {"name": source.name} | model.stamp(),
         "inputs": {"reference": request.reference, "motion": request.motion},
+        "outs": [str(out) for out in request.outs],
         "motion": {"frames": len(motion), "stride": request.stride, "fps": float(fps)},
         "size": size,
         "fit": request.fit,
@@ -108,21 +112,54 @@ def animate_files(
         "device": jax.devices()[0].device_kind,
         "seconds": round(seconds, 1),
     }
-    record.write_text(json.dumps(facts, indent=2) + "\n")
+    with rescue(video, [record.parent, Path(), Path(tempfile.gettempdir())]):
+        for out in request.outs:
+            media.write_video(out, media.enlarge(shown, zoom), fps)
+        record.write_text(json.dumps(facts, indent=2) + "\n")
     what = f"{len(video)} frames of {size[0]}x{size[1]}" + (f", enlarged {zoom} times" if zoom > 1 else "")
     outs = " and ".join(map(str, request.outs))
     log.info("Wrote %s: %s, %g per second, in %.0f s. How to repeat it: %s", outs, what, fps, seconds, record)
 
 
 def check_outputs(outs: Sequence[Path], overwrite: bool) -> Path:
-    """The JSON file beside the first output. Raises InputError for what cannot or must not be written."""
+    """The JSON file beside the first output. Raises InputError for what cannot or must not be written.
+
+    It is `one.json` for `one.mp4`. Where that is there already, of a `one.gif` perhaps, it is `one.mp4.json`.
+    """
     for out in outs:
         media.check_writable(out)
     record = outs[0].with_name(f"{outs[0].stem}.json")
+    if record.exists() and not outs[0].exists():
+        record = outs[0].with_name(f"{outs[0].name}.json")
     for path in (*outs, record):
         if path.exists() and not overwrite:
             raise InputError(f"{path} exists; choose another --out or give --overwrite")
     return record
+
+
+@contextlib.contextmanager
+def rescue(video: np.ndarray, folders: Sequence[Path]) -> Iterator[None]:
+    """Where a video cannot be written after all, keep its frames in the first of some folders that takes them."""
+    try:
+        yield
+    except (InputError, OSError) as error:
+        kept = _keep_frames(video, folders)
+        raise InputError(f"{error}; the frames are not lost: numpy.load({str(kept)!r})['video']") from error
+
+
+def _keep_frames(video: np.ndarray, folders: Sequence[Path]) -> Path:
+    failures = []
+    for folder in folders:
+        path = folder.absolute() / f"frames-{uuid.uuid4().hex[:8]}.npz"
+        try:
+            np.savez_compressed(path, video=video)
+        except OSError as error:
+            failures.append(str(error))
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)  # what a full disk has taken of it
+        else:
+            return path
+    raise InputError(f"cannot write the frames anywhere: {'; '.join(failures)}")
 
 
 def read_inputs(request: FileRequest, size: Size, seed: int) -> tuple[np.ndarray, np.ndarray, Fraction]:

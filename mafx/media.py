@@ -20,6 +20,7 @@ from mafx.boxes import check_tables
 from mafx.commands import expand_home
 from mafx.errors import InputError, refusals
 from mafx.files import check_inside, check_name, check_regular
+from mafx.interrupts import partial_path
 from mafx.limits import FRAMES, PIXELS, VIDEO_BYTES
 
 if TYPE_CHECKING:
@@ -317,21 +318,18 @@ def write_video(path: str | Path, frames: np.ndarray, fps: Fraction | float) -> 
     partial = _temporary_name(path)
     fps = Fraction(fps).limit_denominator(1001)  # 30000/1001 and the like stay exact
     try:
-        if not path.suffix:
-            _write_pngs(partial, frames)
-        elif path.suffix.lower() == ".mp4":
-            _write_mp4(partial, frames, fps)
-        else:
-            _write_with_pillow(partial, frames, fps)
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(partial, path)
+        with partial_path(partial):
+            if not path.suffix:
+                _write_pngs(partial, frames)
+            elif path.suffix.lower() == ".mp4":
+                _write_mp4(partial, frames, fps)
+            else:
+                _write_with_pillow(partial, frames, fps)
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(partial, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
 
 
 def check_writable(path: str | Path) -> None:
@@ -392,6 +390,7 @@ def _write_mp4(path: Path, frames: np.ndarray, fps: Fraction) -> None:
 
     h, w = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")  # 4:2:0 halves both sides
+    # Without the protocol, FFmpeg takes what is before a colon in a name for one.
     with av.open(f"file:{path}", "w", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": H264_QUALITY})
         stream.height, stream.width = frames.shape[1:3]

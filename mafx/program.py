@@ -279,6 +279,7 @@ class Program:
 
         Raises:
           InputError: For arrays of other shapes, or a device that is too small.
+          FloatingPointError: Where the networks give no numbers.
         """
         if reference.shape != (*self.size, 3) or motion.shape != (self.frames, *self.size, 3):
             expected = f"{[*self.size, 3]} and {[self.frames, *self.size, 3]}"
@@ -293,6 +294,10 @@ class Program:
             inputs, reference_latents = self._encode(fit, reference, motion)
             x = jax.block_until_ready(self._sample(fit, x, reference_latents, inputs, progress, callback))
             video = self._decode(fit, x, progress)
+            if not np.isfinite(video).all():
+                raise FloatingPointError(
+                    f"the video is not finite in {self.model.dtype}; take another dtype or checkpoint"
+                )
             moved = networks.moved.bytes - before.bytes
             if fit.limited and moved:
                 seconds = networks.moved.seconds - before.seconds

@@ -3,12 +3,22 @@
 import argparse
 import dataclasses
 import math
+import numbers
 from typing import Any
 
 from mafx.diffusion.samplers import SAMPLERS
 from mafx.diffusion.windows import FUSION_WEIGHTS, PLANS
 from mafx.errors import InputError
 from mafx.models.animator import FUSIONS
+
+# What values of a setting must be, by the type of its default; NumPy's numbers count.
+KINDS: dict[type, tuple[Any, str]] = {
+    bool: (bool, "True or False"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "text"),
+    tuple: (tuple, "a tuple of two times"),
+}
 
 
 def _setting(
@@ -42,7 +52,7 @@ class Settings:
         flag="guidance",
         at_least=0,
     )
-    seed: int = _setting(0, "Seed of the starting noise.", at_least=0)
+    seed: int = _setting(0, "Seed of the starting noise.", at_least=0, at_most=2**32 - 1)
     sampler: str = _setting("ddim", "Sampler of the diffusion.", choices=tuple(SAMPLERS))
     prompt: str = _setting("", "Text of the conditional half.")
     negative_prompt: str = _setting("", "Text of the unconditional half. Equal texts share the UNet's encoder.")
@@ -92,14 +102,26 @@ class Settings:
 
 def _check(field: dataclasses.Field, value: Any) -> None:
     """Raise InputError for a value of a setting that cannot be meant."""
-    low, high, choices = (field.metadata[name] for name in ("at_least", "at_most", "choices"))
-    expected = ""
-    if choices and value not in choices and value != field.default:
-        expected = f"one of {', '.join(choices)}"
-    elif low is not None and not low <= value <= (math.inf if high is None else high):
-        expected = f"at least {low}" + ("" if high is None else f" and at most {high}")
-    if expected:
+    if expected := _missed(field, value):
         raise InputError(f"expected {field.name} to be {expected}, found {value!r}")
+
+
+def _missed(field: dataclasses.Field, value: Any) -> str:
+    """What a value of a setting should be, empty where it is."""
+    low, high, choices = (field.metadata[name] for name in ("at_least", "at_most", "choices"))
+    if choices:
+        return "" if value in choices or value == field.default else f"one of {', '.join(choices)}"
+    kind, name = KINDS[type(field.default)]
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        return name
+    if isinstance(value, tuple):
+        whole = len(value) == 2 and all(isinstance(time, numbers.Integral) for time in value)
+        return "" if whole and 0 <= value[0] < value[1] else "two whole times, from and to below, the first one smaller"
+    if kind is numbers.Real and not math.isfinite(value):
+        return "finite"
+    if low is not None and not low <= value <= (math.inf if high is None else high):
+        return f"at least {low}" + ("" if high is None else f" and at most {high}")
+    return ""
 
 
 def add_setting_flags(parser: argparse.ArgumentParser, special_defaults: dict[str, str]) -> None:

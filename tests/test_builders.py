@@ -276,3 +276,31 @@ def test_command_without_tensorflow(tmp_path, capsys):
     lines = [line for line in done.stderr.splitlines() if line and "/1 [" not in line]
     assert lines == ["Prepared tiktok: 1 train clips."]
     assert record_clips("tiktok", tmp_path / "data", "train")[0].frames == 2
+
+
+def test_videos_of_cameras_are_clips(tmp_path):
+    """Other suffixes than .mp4, and in upper case."""
+    for name in ("a", "b"):
+        write_videos(tmp_path, name, 20)
+    (tmp_path / "a.mp4").rename(tmp_path / "a.MP4")
+    (tmp_path / "b.mp4").rename(tmp_path / "b.MOV")
+    clips, _ = report(prepare("clips", tmp_path, tmp_path / "data"))
+    assert clips == {"train": ["a"], "test": ["b"]}
+
+
+def test_another_download_is_not_there_already(tmp_path):
+    for download in ("one", "other"):
+        for name in ("a", "b"):
+            write_videos(tmp_path / download, name, 20 if download == "one" else 24)
+    prepare("clips", tmp_path / "one", tmp_path / "data")
+    prepare("clips", tmp_path / "one", tmp_path / "data")
+    with pytest.raises(InputError, match="was made of other files than those in .*other; delete that folder"):
+        prepare("clips", tmp_path / "other", tmp_path / "data")
+    prepare("clips", tmp_path / "gone", tmp_path / "data")  # downloads may be deleted
+
+
+def test_a_split_without_clips_is_told(tmp_path, caplog):
+    write_videos(tmp_path, "a", 20)
+    write_videos(tmp_path, "b", 8)
+    clips, _ = report(prepare("clips", tmp_path, tmp_path / "data"))
+    assert clips == {"train": ["a"]} and "No clip is left to test with." in caplog.text

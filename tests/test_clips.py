@@ -5,7 +5,8 @@ import pytest
 from conftest import SHARED
 from PIL import Image
 
-from mafx.data.clips import FolderClip, PuppetClip, puppet_clips
+from mafx import media
+from mafx.data.clips import HALVES, FolderClip, PuppetClip, puppet_clips
 from mafx.densepose import read_labels
 from mafx.errors import InputError
 
@@ -74,3 +75,10 @@ def test_real_clip():
     clip = FolderClip(folder, last=120)
     assert clip.frames == 120
     assert clip.read(np.array([0, 119]))[0].shape == (2, 120, 120, 3)
+
+
+def test_a_clip_without_frames_is_refused(tmp_path):
+    for half in HALVES:
+        media.write_video(tmp_path / half, np.zeros((4, 8, 8, 3), np.uint8), 25)
+    with pytest.raises(InputError, match="expected more than 4 frames in .*, found 4"):
+        FolderClip(tmp_path, 4)

@@ -1,9 +1,11 @@
 """An animation as a value: its parts, their costs, and what they say before anything runs."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
-from micro import MICRO
+from micro import MICRO, example
 
 import mafx
 from mafx.errors import InputError
@@ -68,3 +70,12 @@ def test_full_size_is_planned_without_memory():
     assert names == ["text", "reference", "motion", "banks", "steps", "decoding"]
     (banks,) = [part for part in program.parts() if part.name == "banks"]
     assert banks.runs == 4  # 25 steps as four times seven
+
+
+def test_numbers_that_are_none_are_no_video(micro):
+    broken = dict(micro.params, autoencoder=jax.tree.map(lambda x: x * np.float32(np.nan), micro.params["autoencoder"]))
+    clip = example((16, 16), 2)
+    with pytest.raises(FloatingPointError, match="not finite in float32; take another dtype or checkpoint"):
+        mafx.animate(
+            dataclasses.replace(micro, params=broken), clip.reference, clip.motion, steps=1, window=2, overlap=0
+        )

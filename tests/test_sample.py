@@ -11,7 +11,7 @@ from micro import example
 from PIL import Image
 
 import sample as sample_module
-from mafx import media
+from mafx import jobs, media, sources
 from mafx.data.clips import puppet_clips
 from mafx.errors import InputError
 from mafx.pretrained.layout import save_pretrained
@@ -112,6 +112,52 @@ def test_bad_input_is_one_sentence(inputs, tmp_path, monkeypatch, capsys, argume
     assert message in said and said.count("\n") <= 1
     assert (tmp_path / "there.mp4").read_bytes() == b"precious"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.mp4", "photo.png", "there.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--overlap", "20"], "overlap"),
+        (["--window", "40"], "expected a window of 1 to"),
+        (["--steps", "1001"], "steps"),
+        (["--sampler", "euler", "--eta", "1"], "eta 1.0 belongs to the ddim sampler"),
+        (["--guidance_interval", "700,0"], "the first one smaller"),
+        (["--size", "33"], "divisible by"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_loaded(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "load_bundled", lambda dtype: pytest.fail("loaded"))
+    with pytest.raises(InputError, match=message):
+        sample_module.main([*arguments, "--cache", ""])
+
+
+def test_a_name_with_a_colon_is_no_protocol(tmp_path):
+    video = np.zeros((2, 16, 16, 3), np.uint8)
+    media.write_video(tmp_path / "10:30.mp4", video, 25)
+    assert media.read_video(tmp_path / "10:30.mp4")[0].shape == video.shape
+
+
+def test_frames_that_cannot_be_written_are_kept(tmp_path):
+    video = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
+    refused = pytest.raises(InputError, match=r"disk full; the frames are not lost: numpy.load\(")
+    with refused as error, jobs.rescue(video, [tmp_path / "gone", tmp_path]):
+        raise OSError("disk full")
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in str(error.value)
+    np.testing.assert_array_equal(np.load(kept)["video"], video)
+    with pytest.raises(InputError, match="write the frames anywhere"), jobs.rescue(video, [tmp_path / "gone"]):
+        raise InputError("no")
+
+
+def test_a_gif_beside_a_video_has_a_record_of_its_own(tmp_path):
+    for name in ("one.mp4", "one.json"):
+        (tmp_path / name).touch()
+    assert jobs.check_outputs([tmp_path / "one.gif"], overwrite=False) == tmp_path / "one.gif.json"
+    assert jobs.check_outputs([tmp_path / "two.gif"], overwrite=False) == tmp_path / "two.json"
+    assert jobs.check_outputs([tmp_path / "one.mp4"], overwrite=True) == tmp_path / "one.json"
+    with pytest.raises(InputError, match="one.mp4 exists"):
+        jobs.check_outputs([tmp_path / "one.mp4"], overwrite=False)
 
 
 def test_bad_input_ends_with_exit_code_2(tmp_path):

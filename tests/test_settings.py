@@ -36,7 +36,15 @@ def test_every_setting_has_a_flag_and_only_given_ones_are_set():
         ({"overlap": -1}, "overlap to be at least 0, found -1"),
         ({"eta": 2.0}, "eta to be at least 0 and at most 1, found 2.0"),
         ({"weights": "none"}, "weights to be one of uniform, tapered, found 'none'"),
-        ({"guidance_scale": float("nan")}, "guidance_scale to be at least 0, found nan"),
+        ({"guidance_scale": float("nan")}, "guidance_scale to be finite, found nan"),
+        ({"control_scale": float("nan")}, "control_scale to be finite, found nan"),
+        ({"guidance_interval": (700, 0)}, r"guidance_interval to be two whole times, .*, found \(700, 0\)"),
+        ({"steps": 2.5}, "steps to be a whole number, found 2.5"),
+        ({"steps": True}, "steps to be a whole number, found True"),
+        ({"seed": 2**70}, "seed to be at least 0 and at most 4294967295, found"),
+        ({"plan": "x"}, "plan to be one of closed, open, found 'x'"),
+        ({"prompt": None}, "prompt to be text, found None"),
+        ({"shared_noise": 1}, "shared_noise to be True or False, found 1"),
     ],
 )
 def test_values_that_cannot_be_meant(change, message):

@@ -70,11 +70,13 @@ class Report:
       min_frames: Clips with fewer good frames in a row were left out.
       clips: Names of the clips of each split, in the order of their records.
       left_out: Everything else.
+      source: A fingerprint of what was downloaded; empty in sets that were prepared before it was noted.
     """
 
     min_frames: int
     clips: dict[str, list[str]]
     left_out: list[LeftOut]
+    source: str = ""
 
     def write(self, folder: Path) -> None:
         (folder / REPORT_FILE).write_text(json.dumps(dataclasses.asdict(self), indent=1))
@@ -140,12 +142,22 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
             names = [name for _, name in clip.kept] if self.layout.single_frames else [clip.raw.name]
             clips.setdefault(split, []).extend(names)
             shards.setdefault(split, []).append(clip.records)
-        Report(self.min_frames, clips, left_out).write(Path(self.data_path))
+        Report(self.min_frames, clips, left_out, self.fingerprint_source(folder)).write(Path(self.data_path))
         # tensorflow-datasets shows no progress of its own here. The delay hides a bar until its split begins.
         return {
             split: tqdm(of_split, f"{self.name}, {split}", unit="shard", delay=1e-3)
             for split, of_split in shards.items()
         }
+
+    def fingerprint_source(self, folder: Path) -> str:
+        """Changes with the names and sizes of the files that were downloaded."""
+        clips = [(split, raw) for split, raws in self.layout.find(folder).items() for raw in raws]
+        sizes = [
+            [split, raw.name, *([name, path.stat().st_size] for name, path in sorted(files.items()))]
+            for split, raw in clips
+            for files in (raw.images, raw.renders)
+        ]
+        return hash_of(sizes)
 
     def _stage_clips(self, folder: Path) -> list[tuple[str, Staged]]:
         """Check all clips in `folder`, several at once, and pair them with their splits."""
@@ -208,6 +220,7 @@ def prepare(name: str, manual_dir: Path, data_dir: Path, min_frames: int = MIN_F
     """
     builder = find_builder(name, data_dir)
     if builder.is_prepared():
+        _check_source(builder, manual_dir)
         log.info("%s is there already: %s. Delete that folder to prepare it anew.", name, builder.data_dir)
         return builder
     if not manual_dir.is_dir() or not any(manual_dir.iterdir()):
@@ -220,11 +233,22 @@ def prepare(name: str, manual_dir: Path, data_dir: Path, min_frames: int = MIN_F
     except OSError as error:
         raise InputError(f"cannot prepare {name} in {data_dir}: {error}") from error
     report = Report.read(Path(builder.data_path))
+    for split in sorted({row.split for row in report.left_out} - report.clips.keys()):
+        log.warning("No clip is left to %s with.", split)
     counts = " and ".join(f"{len(clips)} {split}" for split, clips in report.clips.items())
     log.info("Prepared %s: %s clips.", name, counts)
     if report.left_out:
         log.warning("Left out, in full in %s: %s.", builder.data_path / REPORT_FILE, summary(report.left_out))
     return builder
+
+
+def _check_source(builder: Records, manual_dir: Path) -> None:
+    """Raise an InputError where the records were made of another download, if that is still there."""
+    made_of = Report.read(Path(builder.data_path)).source
+    is_there = manual_dir.is_dir() and any(manual_dir.iterdir())
+    if made_of and is_there and builder.fingerprint_source(manual_dir) != made_of:
+        found = f"{builder.data_dir} was made of other files than those in {manual_dir}"
+        raise InputError(f"{found}; delete that folder to prepare it anew, or give another --data_dir")
 
 
 def _write_records(builder: Records, manual_dir: Path) -> None:

@@ -133,7 +133,7 @@ class FolderClip:
       last: Index behind the last one; None takes all.
 
     Raises:
-      InputError: The pictures of the two folders are not the same, or there are none.
+      InputError: The pictures of the two folders are not the same, or none of them belongs to the clip.
     """
 
     path: Path
@@ -150,7 +150,10 @@ class FolderClip:
             raise InputError(
                 f"expected pictures of equal names in {self.path}/images and {self.path}/densepose, found {reason}"
             )
-        object.__setattr__(self, "_names", tuple(images[self.first : self.last]))  # how a frozen dataclass sets a field
+        names = tuple(images[self.first : self.last])
+        if not names:
+            raise InputError(f"expected more than {self.first} frames in {self.path}, found {len(images)}")
+        object.__setattr__(self, "_names", names)  # how a frozen dataclass sets a field
 
     @property
     def name(self) -> str:

@@ -17,6 +17,7 @@ from mafx import media
 from mafx.data.clips import Clip
 from mafx.densepose import BACKGROUND, FLIPPED, draw_labels, read_labels
 from mafx.errors import InputError
+from mafx.interrupts import ignore_interrupts
 
 CROPS = ("centre", "random")
 REFERENCES = ("random", "first")
@@ -223,4 +224,6 @@ def batches(
     dataset = grain.MapDataset.source(examples).batch(batch // processes)
     reading = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
     dataset = dataset.to_iter_dataset(reading)
-    return iter(dataset.mp_prefetch(grain.MultiprocessingOptions(workers)) if workers else dataset)
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers), ignore_interrupts)
+    return iter(dataset)

@@ -13,6 +13,7 @@ from mafx.densepose import PARTS, check_motion, draw_labels, read_labels
 from mafx.errors import InputError
 from mafx.files import check_name
 
+VIDEOS = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi"})  # suffixes, in lower case
 Frame = np.ndarray | Path | None  # pixels, the file that holds them, or nothing where a file is missing
 
 
@@ -45,9 +46,9 @@ def find_pictures(folder: Path) -> dict[str, Path]:
 def find_raw(folder: Path, kind: str = "pictures") -> list[Raw]:
     """Find the clips in a folder, sorted by name.
 
-    A clip is a folder with `images/` or `densepose/`, or a video NAME.mp4 or NAME_densepose.mp4. One of the two is
-    enough to be found, so that the other's absence can be reported. Where a folder and a video have one name, the
-    video is ignored: the folder probably holds its frames.
+    A clip is a folder with `images/` or `densepose/`, or a video NAME.mp4 or NAME_densepose.mp4 (or another suffix of
+    `VIDEOS`). One of the two is enough to be found, so that the other's absence can be reported. Where a folder and a
+    video have one name, the video is ignored: the folder probably holds its frames.
 
     Args:
       folder: Where the clips are.
@@ -59,7 +60,7 @@ def find_raw(folder: Path, kind: str = "pictures") -> list[Raw]:
     Raises:
       InputError: A name is of more than one line.
     """
-    videos = {path.stem: {"": path} for path in folder.glob("[!.]*.mp4")}
+    videos = {path.stem: {"": path} for path in sorted(folder.glob("[!.]*.*")) if path.suffix.lower() in VIDEOS}
     names = {stem.removesuffix("_densepose") for stem in videos}
     clips = {name: Raw(name, "videos", videos.get(name, {}), videos.get(f"{name}_densepose", {})) for name in names}
     for path in folder.iterdir():

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from mafx.data.latents import cache_latents
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError, is_out_of_memory
 from mafx.flops import count_flops, matmul_rate
+from mafx.interrupts import instead_of_leaving
 from mafx.model import Model
 from mafx.models.animator import Animator
 from mafx.models.kernels import fast_dtype
@@ -58,6 +60,7 @@ def train(
     Raises:
       InputError: Where the config or what it names cannot be used, before anything is compiled.
       FloatingPointError: At a loss that is not finite, after keeping the state and the batch that led to it.
+      KeyboardInterrupt: After Ctrl-C, which finishes the step and saves, where a command of mafx handles it.
     """
     check_config(config)
     clips, held_out = find_clips(config.data, "train"), find_clips(config.data, "test")
@@ -96,7 +99,13 @@ def _take_steps(run: "Run", examples: Iterator[dict[str, np.ndarray]], held_out:
     config, first_process = run.config, jax.process_index() == 0
     scores: dict[str, float] = {}
     bar = StepBar(config.steps, done=run.done, description=config.stage, enabled=first_process)
-    with announce_compilation(first_process), contextlib.closing(bar), contextlib.closing(StopSignal()) as stop:
+    stop = StopSignal()
+    with (
+        announce_compilation(first_process),
+        contextlib.closing(bar),
+        contextlib.closing(stop),
+        instead_of_leaving(stop.interrupt),
+    ):
         for step in range(run.done + 1, config.steps + 1):
             run.take_step(stack([next(examples) for _ in range(config.accumulate)]))
 
@@ -113,8 +122,12 @@ def _take_steps(run: "Run", examples: Iterator[dict[str, np.ndarray]], held_out:
             if show_due:  # after saving: nothing is lost if it fails
                 scores = run.show(held_out)
             if stopping:
-                log.info("Stopped by a signal at step %d; the same command goes on from there.", step)
                 break
+    if run.done < config.steps:
+        message = f"stopped by a signal at step {run.done}; the same command goes on from there"
+        if stop.interrupted:
+            raise KeyboardInterrupt(message)
+        log.info("%s", message.capitalize())
     return scores
 
 
@@ -323,10 +336,16 @@ def stack(batches: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 class StopSignal:
-    """Whether the run was asked to stop (SIGTERM: preemption, a polite kill), on all processes at the same step."""
+    """Whether the run was asked to stop, on all processes at the same step.
+
+    SIGTERM asks so (preemption, a polite kill), and so does Ctrl-C.
+
+    Attributes:
+      interrupted: Whether it was Ctrl-C, in this process.
+    """
 
     def __init__(self):
-        self._set = False
+        self._set = self.interrupted = False
         self._alone = jax.process_count() == 1
         if self._alone:  # several processes agree through a handler of JAX's own
             self._before = signal.signal(signal.SIGTERM, self._handle)
@@ -338,6 +357,12 @@ class StopSignal:
         """Leave signals as they were."""
         if self._alone:
             signal.signal(signal.SIGTERM, self._before)
+
+    def interrupt(self) -> None:
+        """Stop as SIGTERM does."""
+        self.interrupted = True
+        log.info("\nInterrupted: the step is finished and saved. Ctrl-C again leaves at once.")
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _handle(self, *_: object) -> None:
         self._set = True
