@@ -78,11 +78,7 @@ def make_parser() -> Parser:
     )
     add_setting_flags(parser, SPECIAL_DEFAULTS)
 
-    add = parser.add_argument_group("measuring a run").add_argument
-    add("--split", choices=("train", "test"), help="Animate and measure these clips of --workdir's data.")
-    add("--clips", type=parse_count, help="Take only the first so many clips (default: all).")
-    add("--metric_networks", metavar="FOLDER", type=expand_home, help="Networks of LPIPS, FID, FID-VID and FVD.")
-    add("--against", metavar="FOLDER", type=expand_home, help="Another evaluation of the same clips, to compare with.")
+    add_measuring_flags(parser)
 
     add = parser.add_argument_group("compiling").add_argument
     add("--compile_only", action="store_true", help="Compile what the other flags ask for, for the next start.")
@@ -90,6 +86,14 @@ def make_parser() -> Parser:
     add_process_flags(parser)
     add_limit_flags(parser)
     return parser
+
+
+def add_measuring_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("measuring a run").add_argument
+    add("--split", choices=("train", "test"), help="Animate and measure these clips of --workdir's data.")
+    add("--clips", type=parse_count, help="Take only the first so many clips (default: all).")
+    add("--metric_networks", metavar="FOLDER", type=expand_home, help="Networks of LPIPS, FID, FID-VID and FVD.")
+    add("--against", metavar="FOLDER", type=expand_home, help="Another evaluation of the same clips, to compare with.")
 
 
 def parse_count(text: str) -> int:
