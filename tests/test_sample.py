@@ -132,12 +132,6 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(tmp_path, monkeypat
         sample_module.main([*arguments, "--cache", ""])
 
 
-def test_a_name_with_a_colon_is_no_protocol(tmp_path):
-    video = np.zeros((2, 16, 16, 3), np.uint8)
-    media.write_video(tmp_path / "10:30.mp4", video, 25)
-    assert media.read_video(tmp_path / "10:30.mp4")[0].shape == video.shape
-
-
 def test_frames_that_cannot_be_written_are_kept(tmp_path):
     video = np.arange(96, dtype=np.uint8).reshape(2, 4, 4, 3)
     refused = pytest.raises(InputError, match=r"disk full; the frames are not lost: numpy.load\(")
