@@ -118,7 +118,7 @@ def test_compiling_alone_reads_no_weights(workdir, tmp_path, caplog, monkeypatch
     caplog.set_level("INFO", "mafx")
     monkeypatch.chdir(tmp_path)
     sample.main(["--workdir", str(workdir), "--steps", "1", "--frames", "2", "--compile_only", "--cache", ""])
-    assert "Compiled 5 programs" in caplog.messages[-1]
+    assert "Compiled 6 programs" in caplog.messages[-1]
     assert not list(tmp_path.iterdir())
 
 
@@ -128,7 +128,7 @@ def test_compiling_says_whether_a_card_is_large_enough(workdir, tmp_path, caplog
     monkeypatch.setattr(os, "environ", dict(os.environ))
     common = ["--workdir", str(workdir), "--steps", "1", "--frames", "2", "--compile_only", "--cache", ""]
     sample.main([*common, "--memory", "8"])
-    assert "Compiled 5 programs" in caplog.messages[-2]
+    assert "Compiled 6 programs" in caplog.messages[-2]
     assert caplog.messages[-1] == "All networks fit on the device: 0.0 of 6.8 GiB are needed."
     with pytest.raises(InputError, match=r"GiB .* that may be used; take a smaller size"):
         sample.main([*common, "--memory", "0.003"])

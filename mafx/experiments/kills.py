@@ -34,6 +34,8 @@ NAME = "python -m mafx.experiments.kills"
 STEPS, SAVE_EVERY = 24, 4
 CLIPS = 6  # that are drawn and encoded
 QUICK_COMPILATION = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+SHOWN = "step/s"  # in the bar of a training that steps
+STEP_SHARE = 2 / 3
 PATIENCE = 600  # seconds that a training may take
 WITHIN = 60  # seconds in which the others end once one process is gone
 CONFIG = f"""
@@ -99,6 +101,12 @@ def finish(out: Path, name: str, started: Sequence[subprocess.Popen], seconds: f
     if any(statuses):
         raise RuntimeError(f"{name} ended by itself with {statuses}: {said(out, name, len(started))}")
     return True
+
+
+def wait_for_steps(out: Path, name: str, started: Sequence[subprocess.Popen]) -> None:
+    """Wait until the first process shows its first step, or one of them has ended."""
+    while all(process.poll() is None for process in started) and SHOWN not in (out / f"{name}_0.log").read_text():
+        time.sleep(0.05)
 
 
 def said(out: Path, name: str, processes: int) -> str:
@@ -169,7 +177,9 @@ def _equal_bits(a: np.ndarray, b: np.ndarray) -> bool:
 # -- The command
 
 
-def torment(out: Path, kills: int, seed: int, processes: int, span: float) -> tuple[list[Kill], list[str]]:
+def torment(
+    out: Path, kills: int, seed: int, processes: int, start_seconds: float, step_seconds: float
+) -> tuple[list[Kill], list[str]]:
     """Kill trainings at random moments until there were so many kills.
 
     Args:
@@ -177,7 +187,8 @@ def torment(out: Path, kills: int, seed: int, processes: int, span: float) -> tu
       kills: Their number.
       seed: Of the moments.
       processes: Number of processes of a training.
-      span: Seconds within which a process is killed.
+      start_seconds: That a training takes to its first step. A third of the kills are within these.
+      step_seconds: That its steps take. The others are within these, behind the first step.
 
     Returns: The kills, and what differed at the end of any training.
     """
@@ -187,15 +198,18 @@ def torment(out: Path, kills: int, seed: int, processes: int, span: float) -> tu
     while len(rows) < kills or under_way:
         name = f"round{round_number}"
         started = start(out, name, processes)
-        moment = rng.uniform(0, span) if len(rows) < kills else PATIENCE
-        if finish(out, name, started, moment):
+        began, moment = time.monotonic(), rng.uniform(0, start_seconds)
+        if rng.random() < STEP_SHARE:
+            wait_for_steps(out, name, started)
+            moment = rng.uniform(0, step_seconds)
+        if finish(out, name, started, moment if len(rows) < kills else PATIENCE):
             odd += [f"{name}: {x}" for x in differences(out / "alone", out / name)]
             print(f"{name} has ended, with {len(odd)} differences", flush=True)
             shutil.rmtree(out / name)
             round_number, under_way = round_number + 1, False
             continue
         under_way = True
-        rows.append(kill(out, name, started, moment, rng.randrange(processes)))
+        rows.append(kill(out, name, started, time.monotonic() - began, rng.randrange(processes)))
         print(f"{len(rows)}: {rows[-1]}", flush=True)
     return rows, odd
 
@@ -209,10 +223,12 @@ def main(args: argparse.Namespace) -> None:
     for name in ("compiling", "alone"):  # the first also fills the cache of programs
         began = time.monotonic()
         started = start(out, name, args.processes)
+        wait_for_steps(out, name, started)
+        first = time.monotonic()
         if not finish(out, name, started, PATIENCE):
             raise InputError(f"expected {STEPS} steps in {PATIENCE} s, found {len(losses(out / name))}")
-        span = time.monotonic() - began
-    rows, odd = torment(out, args.kills, args.seed, args.processes, span)
+    span = time.monotonic() - began
+    rows, odd = torment(out, args.kills, args.seed, args.processes, first - began, began + span - first)
     header = ("hit", "said by the others", "after s", "done", "lost", "others ended after s")
     cells = [(x.hit, x.said[:80] if x.waited else "", round(x.seconds, 1), x.done, x.lost, x.waited) for x in rows]
     table = markdown_table(header, cells, words=2)
