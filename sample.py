@@ -33,12 +33,12 @@ NAME = "sample.py"
 DEFAULT_OUT = "animation.mp4,animation.gif"
 DEFAULT_RECORD = "animation.json"  # written beside them: earlier outputs are sample.py's own
 ADVICE = "take --dtype bfloat16, a smaller --size, or fewer --windows_at_once"
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {x: x for x in ("float32", "bfloat16", "float16")}
 SPECIAL_DEFAULTS = {"steps": "; 1 for the bundled model", "guidance_scale": "; the run's own with --workdir"}
 
 
 def make_parser() -> Parser:
     from mafx.media import FITS  # noqa: PLC0415 (slow; at the top, Ctrl-C would end in a traceback)
+    from mafx.model import DTYPES  # noqa: PLC0415
     from mafx.settings import add_setting_flags  # noqa: PLC0415
 
     parser = Parser(NAME, __doc__)
@@ -125,6 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     set_limits(args)
     from mafx import jobs  # noqa: PLC0415 (slow, and --help does without)
     from mafx.compiling import keep_programs  # noqa: PLC0415
+    from mafx.model import network_dtype  # noqa: PLC0415
     from mafx.settings import Settings, setting_flags  # noqa: PLC0415
     from mafx.sources import default_dtype, find_source  # noqa: PLC0415
 
@@ -134,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
     keep_programs(args.cache)
     source = find_source(args.pretrained, args.workdir, args.checkpoint)
     settings = Settings(**source.settings | setting_flags(args))
-    dtype = DTYPES[args.dtype] if args.dtype else default_dtype()
+    dtype = network_dtype(args.dtype or default_dtype()).name
     with memory_advice(ADVICE):
         if args.compile_only:
             jobs.compile_only(source, settings, dtype, args.size, args.frames, args.memory)

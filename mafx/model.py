@@ -11,6 +11,7 @@ from jax.sharding import Sharding
 
 import mafx
 from mafx.diffusion.schedule import Schedule
+from mafx.errors import InputError
 from mafx.models.animator import SIZES, Animator, AnimatorConfig, parameter_shapes
 from mafx.models.temporal import frame_sinusoid
 from mafx.models.text import Tokenizer
@@ -18,6 +19,8 @@ from mafx.placing import DeviceNetworks, host_array
 from mafx.stamps import Facts, fingerprint
 
 ORIGIN = ("run", "step", "trained_on", "batch")  # facts of a stamp that a model keeps
+# Names of what networks compute in.
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"} | {x: x for x in ("float32", "bfloat16", "float16")}
 RANDOM_NUMBERS = 2**22  # drawn once for all tensors of a random model: drawing billions would take minutes
 
 
@@ -67,6 +70,18 @@ class Model:
         name = next((name for name, config in SIZES.items() if config == self.config), "own sizes")
         H, W = self.size
         return f"Model({name}, {count:,} parameters, {self.dtype}, trained at {H}x{W}, from {self.source})"
+
+
+def network_dtype(dtype: jnp.dtype | str) -> jnp.dtype:
+    """The dtype that is meant by a name of `DTYPES`, or by a dtype of JAX or NumPy.
+
+    Raises:
+      InputError: Networks do not compute in it.
+    """
+    name = DTYPES.get(dtype) if isinstance(dtype, str) else jnp.dtype(dtype).name
+    if name not in DTYPES.values():
+        raise InputError(f"expected one of the dtypes {', '.join(DTYPES)}, found {dtype!r}")
+    return jnp.dtype(name)
 
 
 def abstract_model(config: AnimatorConfig, dtype: jnp.dtype | str, schedule: Schedule | None = None) -> Model:

@@ -460,6 +460,9 @@ def plan(
         networks = Animator(dataclasses.replace(model.config, fusion=s.fusion or model.config.fusion))
     except ValueError as error:
         raise InputError(str(error)) from error
+    if table.times[0] < model.schedule.steps // 2:  # one DDIM step, whose time is "leading" as published
+        where = f"begins at time {table.times[0]} of {model.schedule.steps}, where the network expects little noise"
+        log.warning("Sampling %s: expect noise. Take more steps, or the sampler euler.", where)
     # A power of two of windows' worth of frames: videos of many lengths share one compiled program.
     capacity = s.window * 2 ** math.ceil(math.log2(padded / s.window))
     mesh = mesh if len(windows) > 1 else None

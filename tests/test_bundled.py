@@ -3,10 +3,11 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mafx import load_bundled
+from mafx import InputError, load_bundled
 from mafx.bundled import FOLDER, bundled_config, save_bundled
 from mafx.bundled.release import joined_logs
 from mafx.data.datasets import find_clips
@@ -62,3 +63,10 @@ def test_written_and_read_again(tmp_path):
         assert len(file.files) == len(leaves)
         for path, x in leaves:
             np.testing.assert_array_equal(file["/".join(key.key for key in path)], x)
+
+
+def test_a_dtype_is_meant_by_its_names_only():
+    assert load_bundled("fp16").dtype == load_bundled(jnp.float16).dtype == jnp.float16
+    for dtype in ("int8", jnp.int32, "half"):
+        with pytest.raises(InputError, match="expected one of the dtypes fp32, bf16, fp16, float32"):
+            load_bundled(dtype)

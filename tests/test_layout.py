@@ -1,6 +1,8 @@
 import dataclasses
+import errno
 import json
 import logging
+import os
 import shutil
 
 import flax
@@ -15,9 +17,10 @@ from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
 from mafx.model import Model
 from mafx.models.animator import SIZES
+from mafx.pretrained import layout
 from mafx.pretrained.configs import PublishedConfigs, read_configs, write_configs
 from mafx.pretrained.export import export, parse
-from mafx.pretrained.formats import open_tensors, write_torch_archive
+from mafx.pretrained.formats import open_tensors, write_safetensors, write_torch_archive
 from mafx.pretrained.layout import load_pretrained, save_pretrained
 
 UNET = "stable-diffusion-v1-5/unet/diffusion_pytorch_model.safetensors"
@@ -34,7 +37,12 @@ def saved(micro, tmp_path_factory):
 
 @pytest.fixture
 def copy(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "copy")
+    """A folder as people download it: the UNet is .safetensors there."""
+    folder = shutil.copytree(saved, tmp_path / "copy")
+    unet = open_tensors((folder / UNET).with_suffix(".bin"))
+    write_safetensors(folder / UNET, {name: unet.read(name) for name in unet.shapes})
+    (folder / UNET).with_suffix(".bin").unlink()
+    return folder
 
 
 def edit(path, change):
@@ -69,7 +77,8 @@ def test_published_round_trip(published, published_model, tmp_path):
         for p in published.rglob("*")
         if p.suffix in (".safetensors", ".ckpt") and not {"expected", "extra"} & set(p.parts)
     ):
-        old, new = open_tensors(path), open_tensors(tmp_path / "x" / path.relative_to(published))
+        written = tmp_path / "x" / path.relative_to(published)
+        old, new = open_tensors(path), open_tensors(written if written.exists() else written.with_suffix(".bin"))
         assert old.shapes == new.shapes
         assert all(old.read(name).tobytes() == new.read(name).tobytes() for name in old.shapes)
     back = load_pretrained(tmp_path / "x")
@@ -194,7 +203,7 @@ def test_the_size_in_pixels_is_kept(copy, micro, tmp_path):
 def test_the_home_folder(micro, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     save_pretrained(micro, "~/weights")
-    assert (tmp_path / "weights" / UNET).is_file()
+    assert (tmp_path / "weights" / UNET).with_suffix(".bin").is_file()
     assert load_pretrained("~/weights").source == str(tmp_path / "weights")
 
 
@@ -224,3 +233,35 @@ def test_saving_over_something_is_refused(micro, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="expected a new or empty folder"):
         save_pretrained(micro, tmp_path)
+
+
+def test_files_are_what_the_published_loader_opens_and_colleagues_can_read(micro, tmp_path):
+    """MagicAnimate opens the UNet of Stable Diffusion as diffusion_pytorch_model.bin only (models/unet.py)."""
+    umask = os.umask(0o022)
+    try:
+        save_pretrained(micro, tmp_path / "weights")
+    finally:
+        os.umask(umask)
+    files = {path.relative_to(tmp_path / "weights").as_posix(): path for path in (tmp_path / "weights").rglob("*.*")}
+    files = {name: path for name, path in files.items() if path.is_file()}
+    assert {oct(path.stat().st_mode & 0o777) for path in files.values()} == {"0o644"}
+    assert "stable-diffusion-v1-5/unet/diffusion_pytorch_model.bin" in files
+    assert "MagicAnimate/temporal_attention/temporal_attention.ckpt" in files
+    torch = pytest.importorskip("torch", reason="reads what torch.save writes")
+    unet = torch.load(files["stable-diffusion-v1-5/unet/diffusion_pytorch_model.bin"], weights_only=True)
+    kernel = micro.params["unet"]["encoder"]["conv_in"]["kernel"]
+    np.testing.assert_array_equal(unet["conv_in.weight"].numpy().transpose(2, 3, 1, 0), kernel)
+
+
+def test_an_export_is_whole_or_absent(micro, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(layout, "write_safetensors", full)
+    with pytest.raises(InputError, match="cannot write the weights into .*No space left on device"):
+        save_pretrained(micro, tmp_path / "weights")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    (tmp_path / "weights").mkdir()  # an empty folder may be there
+    save_pretrained(micro, tmp_path / "weights")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights"]

@@ -79,3 +79,9 @@ def test_numbers_that_are_none_are_no_video(micro):
         mafx.animate(
             dataclasses.replace(micro, params=broken), clip.reference, clip.motion, steps=1, window=2, overlap=0
         )
+
+
+@pytest.mark.parametrize(("settings", "warns"), [({}, True), ({"steps": 2}, False), ({"sampler": "euler"}, False)])
+def test_one_published_step_begins_where_there_is_no_noise(caplog, settings, warns):
+    mafx.plan(abstract_model(MICRO, "float32"), mafx.Settings(**{"steps": 1} | settings), (16, 16), 4)
+    assert ("begins at time 1 of 1000" in caplog.text) == warns

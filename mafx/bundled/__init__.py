@@ -16,7 +16,7 @@ import numpy as np
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
 from mafx.files import read_arrays, read_json
-from mafx.model import ORIGIN, Model
+from mafx.model import ORIGIN, Model, network_dtype
 from mafx.models.animator import SIZES
 from mafx.models.text import Tokenizer
 from mafx.placing import host_array
@@ -35,9 +35,12 @@ def load_bundled(dtype: jnp.dtype | str = jnp.float32) -> Model:
     """Load the bundled model. It animates puppets of 32x32 pixels and knows nothing of real people.
 
     Args:
-      dtype: Of the parameters, in which the networks will compute.
+      dtype: Of the parameters, in which the networks will compute: a dtype, or its name.
+
+    Raises:
+      InputError: Networks do not compute in this dtype.
     """
-    config = bundled_config()
+    config, dtype = bundled_config(), network_dtype(dtype)
     sizes = SIZES[config.model]
     stamp, flat = read_stamp(FOLDER / STAMP_FILE) or {}, _read_arrays(FOLDER / "puppets.npz")
     compare_facts(stamp, {"weights": fingerprint(flat)}, "the bundled model", "install mafx again")

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import io
 import math
+import os
 import pickle
 import pickletools
 import struct
@@ -364,25 +365,32 @@ def _unpickle(archive: zipfile.ZipFile) -> tuple[str, object]:
 def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
     """Write a `.safetensors` file, marked as PyTorch's as the published tools demand."""
     contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
-    safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
+    try:
+        safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # it has no other word for a full disk
+        raise OSError(str(error)) from error
+    umask = os.umask(0)  # can only be asked by setting it
+    os.umask(umask)
+    path.chmod(0o666 & ~umask)  # the library lets only its user read
 
 
-def write_torch_archive(path: Path, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write `{"state_dict": {name: tensor}, "global_step": 0}` as `torch.save` would.
+def write_torch_archive(path: Path, tensors: Iterable[tuple[str, np.ndarray]], *, training: bool = True) -> None:
+    """Write `{name: tensor}` as `torch.save` would.
 
     Args:
       path: The file; its stem names the archive's root folder.
       tensors: Names and arrays of a dtype in `DTYPES`. They are taken one at a time.
+      training: Whether it looks like the checkpoint of a training, `{"state_dict": {name: tensor}, "global_step": 0}`.
     """
     root = path.stem
-    # The pickle, opcode by opcode as the standard library's pickletools documents them: protocol 2, an empty dict, and
-    # in it "state_dict": a dict of all tensors, each built by a call of _rebuild_tensor_v2.
-    program = [b"\x80\x02}", _text("state_dict"), b"}("]
+    # The pickle, opcode by opcode as the standard library's pickletools documents them: protocol 2, and an empty dict
+    # of all tensors, each built by a call of _rebuild_tensor_v2; or another one around it.
+    program = [b"\x80\x02}", *([_text("state_dict"), b"}"] if training else []), b"("]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for i, (name, x) in enumerate(tensors):
             program += [_text(name), *_tensor_program(str(i), np.asarray(x, order="C"))]
             archive.writestr(f"{root}/data/{i}", x.tobytes())
-        program += [b"us", _text("global_step"), _integer(0), b"s."]
+        program += [b"us", _text("global_step"), _integer(0), b"s."] if training else [b"u."]
         archive.writestr(f"{root}/data.pkl", b"".join(program))
         archive.writestr(f"{root}/byteorder", "little")
         archive.writestr(f"{root}/version", "3\n")

@@ -11,6 +11,8 @@ Loading is strict in both directions: each tensor of each file is used exactly o
 import dataclasses
 import json
 import logging
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,7 +23,8 @@ import numpy as np
 
 from mafx.commands import expand_home
 from mafx.errors import InputError
-from mafx.model import ORIGIN, Model
+from mafx.interrupts import partial_path
+from mafx.model import ORIGIN, Model, network_dtype
 from mafx.models.animator import APPEARANCES, RENDERS, AnimatorConfig, parameter_shapes
 from mafx.models.text import Tokenizer
 from mafx.placing import host_array
@@ -113,9 +116,9 @@ def load_pretrained(directory: str | Path, dtype: jnp.dtype | str = jnp.float32)
 
     Raises:
       InputError: The files do not fit together. The message lists all tensors that are missing, unexpected, of another
-        shape or not finite.
+        shape or not finite. Or networks do not compute in this dtype.
     """
-    directory = expand_home(directory)
+    directory, dtype = expand_home(directory), network_dtype(dtype)
     files = _open_files(directory, PARTS, configs.REQUIRED)
     published = configs.read_configs(directory)
     stamp = read_stamp(directory / STAMP_FILE) or {}
@@ -289,8 +292,8 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
       directory: A new or empty folder; `~` is the home folder.
 
     Raises:
-      InputError: The folder is not empty. Or the layout has no place for a part of the model: it is an ablation, or it
-        has no temporal layers.
+      InputError: The folder is not empty, or cannot be written; then nothing of it is left. Or the layout has no place
+        for a part of the model: it is an ablation, or it has no temporal layers.
     """
     directory = expand_home(directory)
     published = (APPEARANCES[0], RENDERS[0])
@@ -302,6 +305,17 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
         )
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"expected a new or empty folder for the weights, found files in {directory}")
+    partial = directory.absolute().with_name(f".{directory.name}.part")
+    try:
+        with partial_path(partial):
+            _write_all(model, partial)
+            os.replace(partial, directory)
+    except OSError as error:
+        raise InputError(f"cannot write the weights into {directory}: {error}") from error
+
+
+def _write_all(model: Model, directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)  # of an export that was killed
     configs.write_configs(directory, PublishedConfigs(model.config, model.schedule, model.size))
     _write_tokenizer(directory / TOKENIZER, model.tokenizer)
     leaves = sorted(flax.traverse_util.flatten_dict(model.params).items())
@@ -318,7 +332,11 @@ def _write_part(directory: Path, part: Part, leaves: Sequence[tuple[LeafPath, ja
     folder.mkdir(parents=True, exist_ok=True)
     tensors = ((published_name(path), to_published(path, np.asarray(x))) for path, x in leaves)
     if part.temporal:
-        write_torch_archive(folder / f"{part.stem}.ckpt", ((f"module.{name}", x) for name, x in tensors))
+        named = ((f"module.{name}", x) for name, x in tensors)
+        write_torch_archive(folder / f"{part.stem}.ckpt", named, training=True)
+        return
+    if part.folder == configs.UNET:  # the only kind that MagicAnimate's loader opens there
+        write_torch_archive(folder / f"{part.stem}.bin", tensors, training=False)
         return
     contents = dict(tensors)
     if part.root == "text":

@@ -17,7 +17,7 @@ from mafx.data.clips import Clip, fingerprint_clips
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError, refusals
 from mafx.files import Range, check_finite, check_value, read_json
-from mafx.model import Model
+from mafx.model import Model, network_dtype
 from mafx.models.animator import SIZES, AnimatorConfig
 from mafx.models.text import Tokenizer
 from mafx.models.unet import REMAT
@@ -127,9 +127,9 @@ def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoi
       checkpoint: Number of a step, "latest", or "best" (by the scores of held-out clips).
 
     Raises:
-      InputError: Where there is no such run or checkpoint.
+      InputError: Where there is no such run or checkpoint, or networks do not compute in this dtype.
     """
-    workdir = expand_home(workdir)
+    workdir, dtype = expand_home(workdir), network_dtype(dtype)
     flat, stamp = read_parameters(workdir, checkpoint, lambda flat: dict.fromkeys(flat, host_sharding()))
     config = usable_config(stamp["config"], f"the config of a checkpoint of {workdir}")
     sizes = model_sizes(config)
