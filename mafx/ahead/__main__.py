@@ -61,7 +61,7 @@ from mafx.models.animator import SIZES
 from mafx.models.attention import KERNELS
 from mafx.models.unet import REMAT
 from mafx.tables import markdown_table
-from mafx.training.config import STAGES
+from mafx.training.config import STAGES, parse_config
 
 NAME = "python -m mafx.ahead"
 FAILED = 1  # exit status
@@ -97,7 +97,7 @@ def make_jobs(target: str, args: argparse.Namespace) -> list[Job]:
             jobs.append(Job(program=program, attention=args.kernel, **shared))
             continue
         for topology, fsdp, remat in itertools.product(args.topology or [None], args.fsdp, args.remat):
-            mesh = {"topology": topology, "fsdp": fsdp, "remat": remat, "batch": args.batch}
+            mesh = {"topology": topology, "fsdp": fsdp, "remat": remat, "batch": args.batch, "config": args.config}
             jobs.append(Job(program=program, attention=args.kernel, **shared, **mesh))
     return jobs
 
@@ -177,6 +177,7 @@ def make_parser() -> Parser:
     add = group.add_argument
     add("--remat", nargs="+", default=[None], choices=REMAT, help="What is computed again (default: the stage's own).")
     add("--batch", type=int, default=1, help="Examples per device (default 1).")
+    add("--config", metavar="NAME:STAGE", help="The step of this config, instead of --programs, --size and so on.")
     add(
         "--topology",
         nargs="+",
@@ -188,8 +189,18 @@ def make_parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command; a program that does not compile ends it with status 1."""
-    if not look(make_parser().parse_args(arguments)):
+    args = make_parser().parse_args(arguments)
+    if args.config:
+        take_config(args)
+    if not look(args):
         raise SystemExit(FAILED)
+
+
+def take_config(args: argparse.Namespace) -> None:
+    """Let a config say what is compiled."""
+    config = parse_config(args.config, [])
+    args.programs, args.model, args.remat, args.batch = [config.stage], config.model, [config.remat], config.batch
+    args.size, args.frames, args.dtype = config.data.size, config.data.frames, args.dtype or config.dtype
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from mafx.models.animator import SIZES
 from mafx.placing import bytes_of
 from mafx.program import Program, plan
 from mafx.sampling import PHASES
-from mafx.training.config import STAGES, default_config
+from mafx.training.config import STAGES, default_config, parse_config
 from mafx.training.runs import model_sizes
 from mafx.training.sharding import make_mesh
 from mafx.training.step import trace_step
@@ -44,6 +44,7 @@ class Job:
       fsdp: Devices that share parameters.
       batch: Examples of each device.
       attention: A key of `models.attention.KERNELS`, or "auto".
+      config: NAME:STAGE of a training config, whose other settings hold; None means the stage's defaults.
     """
 
     target: str
@@ -57,6 +58,7 @@ class Job:
     fsdp: int = 1
     batch: int = 1
     attention: str = "auto"
+    config: str | None = None
 
     @property
     def card(self) -> Nvidia | Tpu:
@@ -115,7 +117,7 @@ def _animation(job: Job) -> Program:
 
 
 def _trace_step(job: Job) -> Traced:
-    config = default_config(job.program)
+    config = parse_config(job.config, []) if job.config else default_config(job.program)
     config.model = job.model
     config.dtype = job.dtype
     config.remat = job.policy
@@ -123,7 +125,8 @@ def _trace_step(job: Job) -> Traced:
     config.data.frames = job.frames if config.data.frames > 1 else 1
     mesh = _mesh(job)
     sizes = model_sizes(config).with_kernels(job.card.kernels(mesh.size, job.attention))
-    return Traced(trace_step(config, sizes, mesh, job.batch), 1, job.batch * mesh.size, 0)
+    examples = job.batch * mesh.size * config.accumulate
+    return Traced(trace_step(config, sizes, mesh, job.batch), 1, examples, 0)
 
 
 def _mesh(job: Job) -> Mesh:
