@@ -735,3 +735,11 @@ def test_programs_compile_for_cards_that_are_not_here(target, program):
 def test_what_does_not_compile_is_a_row(target):
     row = look_ahead(Job(target=target, program="text", model="tiny", size=(31, 32)), quick=True)
     assert row.failure is not None and "divisible" in row.failure and not row.fits
+
+
+def test_a_config_says_what_its_step_is():
+    args = command.make_parser().parse_args(["--target", "4090", "--config", "card24:tiktok:temporal"])
+    command.take_config(args)
+    (job,) = command.make_jobs("4090", args)
+    assert (job.program, job.model, job.size, job.frames, job.batch) == ("temporal", "sd15", (512, 512), 16, 1)
+    assert (job.remat, job.dtype, job.config) == ("blocks", "bfloat16", "card24:tiktok:temporal")
