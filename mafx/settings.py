@@ -116,7 +116,7 @@ def _missed(field: dataclasses.Field, value: Any) -> str:
         return name
     if isinstance(value, tuple):
         whole = len(value) == 2 and all(isinstance(time, numbers.Integral) for time in value)
-        return "" if whole and 0 <= value[0] < value[1] else "two whole times, from and to below, the first one smaller"
+        return "" if whole and 0 <= value[0] <= value[1] else "two whole times in their order, from and to below"
     if kind is numbers.Real and not math.isfinite(value):
         return "finite"
     if low is not None and not low <= value <= (math.inf if high is None else high):

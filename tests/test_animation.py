@@ -176,7 +176,7 @@ def test_bfloat16(micro, clip):
     ({"window": 25}, "a window of 1 to 24 frames, found 25"),
     ({"overlap": 4}, "less than the window"),
     ({"guidance_scale": -1.0}, "guidance_scale to be at least 0"),
-    ({"guidance_scale": float("nan")}, "guidance_scale to be at least 0"),
+    ({"guidance_scale": float("nan")}, "guidance_scale to be finite"),
     ({"steps": 0}, "steps to be at least 1, found 0"),
     ({"steps": 1001}, "between 1 and 1000 sampling steps"),
     ({"stepz": 3}, "unknown settings: stepz"),

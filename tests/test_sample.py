@@ -121,7 +121,7 @@ def test_bad_input_is_one_sentence(inputs, tmp_path, monkeypatch, capsys, argume
         (["--window", "40"], "expected a window of 1 to"),
         (["--steps", "1001"], "steps"),
         (["--sampler", "euler", "--eta", "1"], "eta 1.0 belongs to the ddim sampler"),
-        (["--guidance_interval", "700,0"], "the first one smaller"),
+        (["--guidance_interval", "700,0"], "two whole times in their order"),
         (["--size", "33"], "divisible by"),
     ],
 )

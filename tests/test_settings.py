@@ -38,7 +38,10 @@ def test_every_setting_has_a_flag_and_only_given_ones_are_set():
         ({"weights": "none"}, "weights to be one of uniform, tapered, found 'none'"),
         ({"guidance_scale": float("nan")}, "guidance_scale to be finite, found nan"),
         ({"control_scale": float("nan")}, "control_scale to be finite, found nan"),
-        ({"guidance_interval": (700, 0)}, r"guidance_interval to be two whole times, .*, found \(700, 0\)"),
+        (
+            {"guidance_interval": (700, 0)},
+            r"guidance_interval to be two whole times in their order, .*, found \(700, 0\)",
+        ),
         ({"steps": 2.5}, "steps to be a whole number, found 2.5"),
         ({"steps": True}, "steps to be a whole number, found True"),
         ({"seed": 2**70}, "seed to be at least 0 and at most 4294967295, found"),
