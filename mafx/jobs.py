@@ -26,7 +26,7 @@ from mafx.errors import InputError
 from mafx.evaluation.features import MetricNetworks
 from mafx.evaluation.protocol import compare, data_facts, evaluate, read_metrics, table
 from mafx.media import Size
-from mafx.model import abstract_model
+from mafx.model import Model, abstract_model
 from mafx.program import plan
 from mafx.settings import Settings
 from mafx.sources import Source
@@ -87,34 +87,34 @@ def animate_files(
     record = check_outputs(request.outs, request.overwrite)
     size = request.size or source.size
     reference, motion, fps = read_inputs(request, size, settings.seed)
-    abstract = abstract_model(source.config, dtype, source.schedule)
-    plan(abstract, settings, size, len(motion), memory=memory)  # finds what does not fit before minutes of loading
+    # Planned before minutes of loading, so that what does not fit is said at once. A plan needs no parameters.
+    unloaded = Model(source.config, {}, schedule=source.schedule, size=source.size)
+    planned = plan(unloaded, settings, size, len(motion), local_mesh(), memory=memory)
     began = time.perf_counter()
     model = source.load(dtype)
     log.info("Loaded %s in %.0f s.", source.name, time.perf_counter() - began)
 
     began = time.perf_counter()
-    program = plan(model, settings, size, len(motion), local_mesh(), memory=memory)
-    video = media.to_uint8(program.run(reference, motion).video)
+    video = media.to_uint8(dataclasses.replace(planned, model=model).run(reference, motion).video)
     seconds = time.perf_counter() - began
     shown, zoom = media.side_by_side(reference, motion, video) if request.grid else video, request.zoom_at(size)
-    facts = {
-        "command": shlex.join(["python", *sys.argv]),
-        "model": {"name": source.name} | model.stamp(),
-        "inputs": {"reference": request.reference, "motion": request.motion},
-        "outs": [str(out) for out in request.outs],
-        "motion": {"frames": len(motion), "stride": request.stride, "fps": float(fps)},
-        "size": size,
-        "fit": request.fit,
-        "zoom": zoom,
-        "settings": dataclasses.asdict(settings),
-        "versions": {"jax": jax.__version__, "numpy": np.__version__},
-        "device": jax.devices()[0].device_kind,
-        "seconds": round(seconds, 1),
-    }
     with rescue(video, [record.parent, Path(), Path(tempfile.gettempdir())]):
         for out in request.outs:
             media.write_video(out, media.enlarge(shown, zoom), fps)
+        facts = {
+            "command": shlex.join(["python", *sys.argv]),
+            "model": {"name": source.name} | model.stamp(),
+            "inputs": {"reference": request.reference, "motion": request.motion},
+            "outs": [str(out) for out in request.outs],
+            "motion": {"frames": len(motion), "stride": request.stride, "fps": float(fps)},
+            "size": size,
+            "fit": request.fit,
+            "zoom": zoom,
+            "settings": dataclasses.asdict(settings),
+            "versions": {"jax": jax.__version__, "numpy": np.__version__},
+            "device": jax.devices()[0].device_kind,
+            "seconds": round(seconds, 1),
+        }
         record.write_text(json.dumps(facts, indent=2) + "\n")
     what = f"{len(video)} frames of {size[0]}x{size[1]}" + (f", enlarged {zoom} times" if zoom > 1 else "")
     outs = " and ".join(map(str, request.outs))

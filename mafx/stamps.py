@@ -16,10 +16,12 @@ import numpy as np
 
 from mafx.errors import InputError
 from mafx.files import read_json
+from mafx.interrupts import partial_path
 
 STAMP_FILE = "stamp.json"
 CHECKSUM = "checksum"
 DIGITS = 16  # of a fingerprint, hexadecimal
+BLOCK = 2**17  # numbers that are summed at once, which stay in the caches of a core
 MULTIPLIERS = 0x85EBCA6B, 0xC2B2AE35  # of MurmurHash3's end
 
 Facts = dict[str, Any]
@@ -94,12 +96,9 @@ def _short(value: Any) -> str:
 def write_whole(path: Path, text: str) -> None:
     """Write a file under a hidden name first, so that it is complete or absent."""
     part = path.with_name(f".{path.name}.part")
-    try:
+    with partial_path(part):
         part.write_text(text, "utf-8")
         part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
 
 
 # -- Fingerprints
@@ -126,13 +125,24 @@ def array_sums(arrays: Mapping[str, Any]) -> dict[str, list]:
 
 
 def _sum_bits(x: Any) -> int:
-    if isinstance(x, np.ndarray | np.generic):
-        return int(_weighted_sum(np.asarray(x), np))
-    if x.is_fully_addressable and next(iter(x.devices())).platform == "cpu":  # numbers need not be compiled there
-        return int(_weighted_sum(np.asarray(x), np))
+    on_host = isinstance(x, np.ndarray | np.generic)
+    if on_host or (x.is_fully_addressable and next(iter(x.devices())).platform == "cpu"):
+        return _sum_blocks(np.asarray(x))  # nothing need be compiled there
     import jax  # noqa: PLC0415 (slow to import, and reading data does without)
 
     return int(_summed_on_device()(jax.device_put(x, x.sharding.with_memory_kind("device"))))
+
+
+def _sum_blocks(x: np.ndarray) -> int:
+    """The weighted sum of an array in main memory, block by block along its longest axis."""
+    if x.size <= BLOCK:
+        return int(_weighted_sum(x, np))
+    axis = int(np.argmax(x.shape))
+    rows = max(1, BLOCK * x.shape[axis] // x.size)
+    firsts = range(0, x.shape[axis], rows)
+    blocks = (x[(slice(None),) * axis + (slice(first, first + rows),)] for first in firsts)
+    sums = (int(_weighted_sum(block, np, {axis: first})) for first, block in zip(firsts, blocks, strict=True))
+    return sum(sums) % 2**32
 
 
 @functools.cache
@@ -143,16 +153,17 @@ def _summed_on_device():
     return jax.jit(functools.partial(_weighted_sum, xp=jnp))
 
 
-def _weighted_sum(x, xp):
+def _weighted_sum(x, xp, first: Mapping[int, int] | None = None):
     """The sum over all elements of their bits times an odd number that depends on their place, modulo 2^32.
 
     A changed element changes it, since odd numbers have inverses. It depends on the array only, not on how it is
-    spread over devices. `xp` is NumPy or JAX's version of it.
+    spread over devices. `xp` is NumPy or JAX's version of it. Of a block, `first` says where it begins, by axes.
     """
     bits = x.view(f"uint{8 * x.dtype.itemsize}").astype(xp.uint32)
     place = xp.zeros((1,) * x.ndim, xp.uint32)
     for axis, size in enumerate(x.shape):
-        steps = xp.arange(size, dtype=xp.uint32).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        begin = (first or {}).get(axis, 0)
+        steps = xp.arange(begin, begin + size, dtype=xp.uint32).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
         place = (place ^ (place >> xp.uint32(15))) * xp.uint32(MULTIPLIERS[0]) + steps * xp.uint32(MULTIPLIERS[1])
     weights = (place ^ (place >> xp.uint32(16))) * xp.uint32(2 * MULTIPLIERS[1] % 2**32) + xp.uint32(1)
     return xp.sum(bits * weights, dtype=xp.uint32)
