@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -210,13 +210,17 @@ def _hold(
     if not held:
         raise InputError(f"{path} holds no frame")
     if len(sizes) > 1:
-        listed = ", ".join(f"{h}x{w}" for h, w, _ in sorted(sizes))
-        raise InputError(f"the frames of {path} differ in size: {listed} (rows x columns)")
+        raise InputError(f"the frames of {path} differ in size: {list_sizes(sizes)}")
     video = np.empty((len(held), *kept.shape), np.uint8)
     for i, frame_i in enumerate(held):
         video[i] = frame_i
         held[i] = None  # no frame is there twice
     return video
+
+
+def list_sizes(shapes: Iterable[tuple[int, ...]]) -> str:
+    """Shapes `H W 3` in words."""
+    return ", ".join(f"{h}x{w}" for h, w, _ in sorted(shapes)) + " (rows x columns)"
 
 
 @contextlib.contextmanager

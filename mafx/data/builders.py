@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from mafx import media
 from mafx.commands import Parser, run_command
 from mafx.data.layouts import LAYOUTS, Layout
+from mafx.data.raw import Raw
 from mafx.data.staging import Staged, stage
 from mafx.errors import InputError, refusals
 from mafx.files import check_inside, check_name, check_regular, check_tree, read_json
@@ -149,19 +150,22 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
             for split, of_split in shards.items()
         }
 
+    def _find(self, folder: Path) -> list[tuple[str, Raw]]:
+        """All clips in `folder`, each with its split."""
+        return [(split, raw) for split, raws in self.layout.find(folder).items() for raw in raws]
+
     def fingerprint_source(self, folder: Path) -> str:
         """Changes with the names and sizes of the files that were downloaded."""
-        clips = [(split, raw) for split, raws in self.layout.find(folder).items() for raw in raws]
         sizes = [
             [split, raw.name, *([name, path.stat().st_size] for name, path in sorted(files.items()))]
-            for split, raw in clips
+            for split, raw in self._find(folder)
             for files in (raw.images, raw.renders)
         ]
         return hash_of(sizes)
 
     def _stage_clips(self, folder: Path) -> list[tuple[str, Staged]]:
         """Check all clips in `folder`, several at once, and pair them with their splits."""
-        raws = [(split, raw) for split, raws in self.layout.find(folder).items() for raw in raws]
+        raws = self._find(folder)
         if not raws:
             raise InputError(f"expected {self.layout.files} in {folder}, found none of that")
         archives = [self.staging / split / f"{raw.name}.zip" for split, raw in raws]

@@ -172,7 +172,7 @@ class FolderClip:
         names = [self._names[i] for i in indices]
         pictures = [[media.read_image(self.path / half / name) for name in names] for half in HALVES]
         if len(sizes := {picture.shape for half in pictures for picture in half}) > 1:
-            listed = ", ".join(f"{h}x{w}" for h, w, _ in sorted(sizes))
-            raise InputError(f"expected frames and renders of one size in {self.path}, found {listed} (rows x columns)")
+            found = media.list_sizes(sizes)
+            raise InputError(f"expected frames and renders of one size in {self.path}, found {found}")
         video, motion = map(np.stack, pictures)
         return video, motion

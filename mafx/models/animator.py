@@ -285,12 +285,10 @@ def check_sizes(config: AnimatorConfig) -> None:
         _demand_multiples("widths of the UNet", unet.widths, multiples)
     _demand_multiples("width of the text tower", (text.width,), {"heads": text.heads})
     _demand(text.width == unet.text_width, f"text states of {text.width} and of {unet.text_width} channels")
-    if isinstance(autoencoder, PatchesConfig):
-        channels = 3 * autoencoder.factor**2
-    else:
-        channels = autoencoder.channels
+    if isinstance(autoencoder, AutoencoderConfig):
         _demand_multiples("widths of the autoencoder", autoencoder.widths, {"groups": autoencoder.groups})
-    _demand(channels == unet.channels, f"latents of {channels} channels, and a UNet for {unet.channels}")
+    fitting = autoencoder.channels == unet.channels
+    _demand(fitting, f"latents of {autoencoder.channels} channels, and a UNet for {unet.channels}")
     factor = 2 ** (len(config.motion_widths) - 1)
     _demand(factor == autoencoder.factor, f"a motion reduced {factor} times, and latents {autoencoder.factor} times")
 
