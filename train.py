@@ -22,9 +22,6 @@ from mafx.errors import memory_advice
 from mafx.limits import add_limit_flags, set_limits
 
 NAME = "train.py"
-ADVICE = (
-    "take a smaller --config.batch with more --config.accumulate, --config.remat blocks, or more --config.mesh.fsdp"
-)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,13 +43,14 @@ def train_run(args: argparse.Namespace, config_arguments: list[str]) -> None:
 
     from mafx.compiling import keep_programs  # noqa: PLC0415
     from mafx.training.config import parse_config  # noqa: PLC0415
+    from mafx.training.fit import advise  # noqa: PLC0415
     from mafx.training.loop import train  # noqa: PLC0415
 
     config = parse_config(args.config, config_arguments)
     jax.config.update("jax_num_cpu_devices", config.cpu_devices)
     join_processes(args)
     keep_programs(args.cache)
-    with memory_advice(ADVICE):
+    with memory_advice(lambda: advise(config)):
         train(config, args.workdir)
 
 

@@ -19,6 +19,10 @@ POOL_SHARE = 0.95
 ADVICE = "take a smaller size, fewer windows at once, a smaller window, or networks in 16 bits"
 
 
+class TooSmallError(InputError):
+    """A device is too small for a part of an animation."""
+
+
 class Need(NamedTuple):
     """What a part of an animation needs on a device.
 
@@ -87,15 +91,15 @@ def fit_networks(needs: Sequence[Need], weights: Mapping[str, int], resident: in
       usable: Bytes that may be used, for everything.
 
     Raises:
-      InputError: Where a part alone does not fit.
+      TooSmallError: Where a part alone does not fit.
     """
     alone = {need.name: resident + sum(weights.get(name, 0) for name in need.networks) for need in needs}
     largest = max(needs, key=lambda need: alone[need.name] + need.working)
     peak = alone[largest.name] + largest.working
     if peak > usable:
-        raise InputError(
+        raise TooSmallError(
             f"{largest.name}: expected {peak / GIB:.1f} GiB of the device's memory ({alone[largest.name] / GIB:.1f} "
-            f"for weights), found {max(usable, 0) / GIB:.1f} that may be used; {ADVICE}"
+            f"for weights), found {max(usable, 0) / GIB:.1f} that may be used"
         )
     everything = resident + sum(weights.values()) + max(need.working for need in needs)
     if everything <= usable:

@@ -1,7 +1,8 @@
 """The one exception for mistakes that the user can mend."""
 
 import contextlib
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 
 LONGEST_REASON = 300  # characters of another library's message
 
@@ -31,8 +32,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_advice(advice: str) -> Iterator[None]:
-    """Turn a device's lack of memory into an InputError that ends with `advice`."""
+def memory_advice(advice: str | Callable[[], str]) -> Iterator[None]:
+    """Turn a device's lack of memory into an InputError that ends with `advice`, or with what it returns.
+
+    What the interrupted functions held is let go before it is called.
+    """
     import jax  # noqa: PLC0415 (slow to import, and every command imports this module)
 
     try:
@@ -41,4 +45,6 @@ def memory_advice(advice: str) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         reason = str(error).splitlines()[0]
+        traceback.clear_frames(error.__traceback__)
+        advice = advice if isinstance(advice, str) else advice()
         raise InputError(f"the device has too little memory ({reason}); {advice}") from error

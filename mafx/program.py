@@ -4,6 +4,7 @@
 costed, and run.
 """
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -18,7 +19,7 @@ from jax.sharding import Mesh, Sharding
 from tqdm.auto import tqdm
 
 from mafx import sampling
-from mafx.budget import GIB, Fit, Need, fit_networks, usable_bytes
+from mafx.budget import ADVICE, GIB, Fit, Need, TooSmallError, fit_networks, usable_bytes
 from mafx.compiling import announce_compilation, jit
 from mafx.diffusion.samplers import SamplerTable, make_sampler
 from mafx.diffusion.windows import pad_frames, window_borders, window_plan
@@ -42,6 +43,7 @@ from mafx.settings import Settings
 from mafx.steps import StepKind, WindowBatches, batch_windows, runs_of_one_kind, step_kinds
 
 # Steps whose banks are computed together and held; at 512x512 in bfloat16 the bank of a step takes 14 MiB.
+SMALLER = (3 / 4, 1 / 2, 1 / 4)  # of both sides, tried where a device is too small
 MAX_BANKS = 8
 Callback = Callable[[int, np.ndarray], None]  # (number of a step, latents behind it)
 log = logging.getLogger("mafx")
@@ -246,8 +248,14 @@ class Program:
         """Whether all networks are on the device at once, or take turns. It is known once every part is compiled.
 
         Raises:
-          InputError: Where the device is too small for a part.
+          InputError: Where the device is too small for a part. The message has a size that fits, if one is found.
         """
+        try:
+            return self._fit()
+        except TooSmallError as error:
+            raise InputError(f"{error}; {self._what_fits()}") from error
+
+    def _fit(self) -> Fit:
         params, sharding = self.model.params, self.sharding
         weights = {name: movable_bytes(tree) for name, tree in params.items()}
         if self.memory is None and not any(weights.values()):  # nothing can be moved
@@ -256,6 +264,17 @@ class Program:
         device = default_device() if self.mesh is None else self.mesh.devices.flat[0]
         usable = usable_bytes(device, self.memory, self.model.on_device(sharding).bytes + resident)
         return Fit() if usable is None else fit_networks(self.needs(), weights, resident, usable)
+
+    def _what_fits(self) -> str:
+        """What to do on a device that is too small. Smaller sizes are compiled, which takes minutes for large ones."""
+        factor = self.model.config.autoencoder.factor
+        for share in SMALLER:
+            H, W = (max(1, int(share * side) // factor) * factor for side in self.size)
+            log.info("The device is too small; looking whether %dx%d fits.", H, W)
+            smaller = dataclasses.replace(self, size=(H, W))
+            with contextlib.suppress(TooSmallError):
+                return f"{H}x{W} fits, with {smaller._fit().peak / GIB:.1f} GiB"
+        return ADVICE
 
     # -- Running
 

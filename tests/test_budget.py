@@ -123,8 +123,16 @@ def test_networks_leave_only_for_others(waiting, present):
 
 def test_a_card_that_is_too_small_is_told_before_anything_moves(waiting):
     with pytest.raises(InputError, match=r"^steps: expected 0\.0 GiB .* that may be used; take a smaller size"):
-        animate(waiting, memory=0.99 * least_memory(micro_program(waiting)))
+        animate(waiting, memory=0.5 * least_memory(micro_program(waiting)))
     assert waiting.on_device(None).bytes == 0
+
+
+def test_a_size_that_fits_a_smaller_card_is_found_by_compiling(waiting):
+    large = dataclasses.replace(micro_program(waiting), size=(32, 32))
+    memory = 0.99 * least_memory(large)
+    with pytest.raises(InputError, match=r"may be used; 24x24 fits, with 0\.0 GiB$"):
+        dataclasses.replace(large, memory=memory).fit()
+    assert dataclasses.replace(large, memory=memory, size=(24, 24)).fit().peak > 0
 
 
 def test_weights_on_the_device_stay_and_count(micro):
@@ -163,7 +171,7 @@ def test_how_networks_fit(usable, together, peak, room):
 
 
 def test_networks_that_do_not_fit():
-    message = r"steps: expected 19\.0 GiB of the device's memory \(13\.0 for weights\), found 18\.0 that may be used"
+    message = r"steps: expected 19\.0 GiB of the device's memory \(13\.0 for weights\), found 18\.0 that may be used$"
     needs = [need._replace(working=need.working * GIB) for need in NEEDS]
     weights = {name: size * GIB for name, size in WEIGHTS.items()}
     with pytest.raises(InputError, match=message):

@@ -52,3 +52,39 @@ def test_the_table_ends_with_what_to_do(traced, monkeypatch, capsys):
         ["4", "4.00"],
         ["3", "3.00"],
     ]
+
+
+@pytest.mark.parametrize(
+    ("limit", "advice"),
+    [
+        (6.0, "--config.batch 4 --config.accumulate 2 takes 5.0 of 6.0 GiB, as compiled"),
+        (2.5, "--config.batch 2 --config.accumulate 4 takes 2.5 of 2.5 GiB, as compiled"),  # 3 do not divide 4
+        (2.0, "--config.remat blocks --config.batch 4 --config.accumulate 2 takes 2.0 of 2.0 GiB, as compiled"),
+        (0.1, None),
+    ],
+)
+def test_what_fits_keeps_the_examples_of_a_step(limit, advice, monkeypatch, one_device):
+    """Of made-up memory: an example takes 2.5 GiB, and 1 if blocks are computed again."""
+    config, mesh = micro_config("appearance"), make_mesh({"data": 2}, jax.devices()[:2])
+    config.batch, config.accumulate, config.remat = 8, 1, "none"
+    monkeypatch.setattr(fit, "trace_step", lambda config, sizes, mesh, batch: (config.remat, batch))
+    monkeypatch.setattr(fit, "compiled_gib", lambda step: {"none": 2.5, "blocks": 1.0}[step[0]] * step[1])
+    assert fit.what_fits(config, mesh, limit) == advice
+
+
+def test_a_training_without_room_says_what_fits(monkeypatch, one_device, capsys):
+    """The memory of a card is made up; the steps are compiled."""
+    config = micro_config("appearance")
+    config.batch, config.accumulate = 2, 2
+    mesh = make_mesh({"data": 1}, one_device)
+    needed = compiled_gib(trace_step(config, model_sizes(config), mesh, 2))
+    config.batch, config.accumulate = 4, 1
+
+    class Card:
+        def memory_stats(self):
+            return {"bytes_limit": 1.001 * needed * 2**30 / fit.POOL_SHARE}
+
+    monkeypatch.setattr(fit, "device_of", lambda mesh: Card())
+    monkeypatch.setattr(fit, "make_mesh", lambda _: mesh)
+    assert "--config.batch 2 --config.accumulate 2" in fit.advise(config)
+    assert "The device is full." in capsys.readouterr().err

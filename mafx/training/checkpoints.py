@@ -292,8 +292,12 @@ def last_arrays(workdir: Path) -> dict[str, np.ndarray]:
     """All arrays of the newest checkpoint, and the frozen ones, as they lie on disk."""
     step = find_step(workdir, "latest")
     folders = [workdir.absolute() / FOLDER / str(step) / "state", workdir.absolute() / FROZEN]
+    trees = {}
     with ocp.PyTreeCheckpointer() as reader:
-        trees = {path.name: reader.restore(path) for path in folders if path.exists()}
+        for path in filter(Path.exists, folders):
+            saved = reader.metadata(path).item_metadata.tree  # of devices that need not be here
+            on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved)
+            trees[path.name] = reader.restore(path, restore_args=on_host)
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(trees)}
 
 

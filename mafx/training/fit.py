@@ -16,6 +16,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
+from mafx.budget import GIB, POOL_SHARE
 from mafx.commands import Parser, add_config_flag, run_command
 from mafx.errors import InputError, is_out_of_memory
 from mafx.flops import count_flops
@@ -25,6 +26,11 @@ from mafx.training.sharding import make_mesh
 from mafx.training.step import trace_step
 
 NAME = "python -m mafx.training.fit"
+LEAST_KEPT = "blocks"  # the `remat` that takes least memory
+CHANGED = "remat", "batch", "accumulate"  # fields of a config that make a step smaller
+ADVICE = (
+    "take a smaller --config.batch with more --config.accumulate, --config.remat blocks, or more --config.mesh.fsdp"
+)
 
 
 def compiled_gib(traced: jax.stages.Traced) -> float:
@@ -39,7 +45,7 @@ def compiled_gib(traced: jax.stages.Traced) -> float:
             return math.inf
         raise
     results = needed.output_size_in_bytes - needed.alias_size_in_bytes
-    return (needed.argument_size_in_bytes + needed.temp_size_in_bytes + results) / 2**30
+    return (needed.argument_size_in_bytes + needed.temp_size_in_bytes + results) / GIB
 
 
 def largest_batch(memory: Callable[[int], float], limit: float) -> int:
@@ -56,6 +62,42 @@ def largest_batch(memory: Callable[[int], float], limit: float) -> int:
     return fitting
 
 
+def what_fits(config: ml_collections.ConfigDict, mesh: Mesh, limit: float) -> str | None:
+    """Flags by which a step of as many examples fits into `limit` GiB per device, None where none are found.
+
+    Args:
+      config: Of the step that does not fit.
+      mesh: Its devices.
+      limit: GiB that the step may take. Steps are compiled to find out, which takes minutes for large ones.
+    """
+    sizes = model_sizes(config)
+    examples = config.batch * config.accumulate // mesh.size  # of each device, for one update
+    for remat in dict.fromkeys((config.remat, LEAST_KEPT)):
+        for batch in (n for n in range(config.batch // mesh.size, 0, -1) if examples % n == 0):
+            changed = config.copy_and_resolve_references()
+            changed.remat, changed.batch, changed.accumulate = remat, batch * mesh.size, examples // batch
+            flags = [f"--config.{name} {changed[name]}" for name in CHANGED if changed[name] != config[name]]
+            if flags and (gib := compiled_gib(trace_step(changed, sizes, mesh, batch))) <= limit:
+                return f"{' '.join(flags)} takes {gib:.1f} of {limit:.1f} GiB, as compiled"
+    return None
+
+
+def advise(config: ml_collections.ConfigDict) -> str:
+    """What to do where a step of training has found too little memory on the devices that are there."""
+    mesh = make_mesh(config.mesh)
+    managed = (device_of(mesh).memory_stats() or {}).get("bytes_limit")
+    if managed is None or jax.process_count() > 1:
+        return ADVICE
+    limit = managed * POOL_SHARE / GIB
+    print(f"The device is full. Compiling other steps, to find one of at most {limit:.1f} GiB.", file=sys.stderr)
+    return what_fits(config, mesh, limit) or ADVICE
+
+
+def device_of(mesh: Mesh) -> jax.Device:
+    """One of its devices, which are alike."""
+    return mesh.devices.flat[0]
+
+
 def report(config: ml_collections.ConfigDict, mesh: Mesh, limit: float) -> int:
     """Print what every batch that is tried takes, and return the largest per device that fits into `limit` GiB."""
     sizes = model_sizes(config)
@@ -66,9 +108,9 @@ def report(config: ml_collections.ConfigDict, mesh: Mesh, limit: float) -> int:
         print(f"{batch:16} {gib:12.2f} {flops / 1e12:20.3g}", flush=True)
         return gib
 
-    kind = mesh.devices.flat[0].device_kind
+    kind = device_of(mesh).device_kind
     print(f"{config.stage} stage, remat {config.remat}, {mesh.size} x {kind}, mesh {dict(mesh.shape)}")
-    if mesh.devices.flat[0].platform == "cpu":
+    if device_of(mesh).platform == "cpu":
         print("For CPU cores the memory is too small: the compiler does not know what kernels allocate inside.")
     print("batch per device  GiB per device  TFLOP per example", flush=True)
     batch = largest_batch(memory, limit)
