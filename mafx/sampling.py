@@ -190,7 +190,7 @@ def _predict_windows(
 ) -> tuple[jax.Array, tuple[jax.Array, ...] | None]:
     """The prediction for all frames, `f h w c`, fused over windows, and the inputs of the networks' last level."""
 
-    def add_batch(i: jax.Array, carry):
+    def add_batch(i: jax.Array | int, carry):
         output, deep = carry
         earlier = jax.tree.map(lambda x: x[i], deep) if kind.shallow else None
         indices = batches.indices[i]
@@ -200,7 +200,10 @@ def _predict_windows(
         weights = batches.weights[i][..., None, None, None]
         return output.at[indices].add(weights * predicted), deep
 
-    return jax.lax.fori_loop(0, batches.number, add_batch, (jnp.zeros_like(state.x), state.deep))
+    nothing = jnp.zeros_like(state.x), state.deep
+    if len(batches.indices) == 1:  # no loop: XLA moves parts of a network out of one that repeats nothing, and runs both
+        return add_batch(0, nothing)
+    return jax.lax.fori_loop(0, batches.number, add_batch, nothing)
 
 
 def _predict(
