@@ -22,7 +22,7 @@ from mafx.compiling import announce_compilation
 from mafx.data.clips import TEST_SEEDS, PuppetClip
 from mafx.data.datasets import find_clips
 from mafx.data.examples import ExampleOptions
-from mafx.errors import InputError
+from mafx.errors import InputError, memory_advice
 from mafx.evaluation.features import MetricNetworks
 from mafx.evaluation.protocol import compare, data_facts, evaluate, read_metrics, table
 from mafx.media import Size
@@ -257,7 +257,7 @@ def compile_only(
     began = time.perf_counter()
     model = abstract_model(source.config, dtype, source.schedule)
     program = plan(model, settings, size or source.size, frames or DEFAULT_FRAMES, local_mesh(), memory=memory)
-    with announce_compilation():
+    with announce_compilation(), memory_advice(program.what_fits):
         compiled = program.compile()
     log.info("Compiled %d programs in %.0f s.", len(compiled), time.perf_counter() - began)
     if (fit := program.fit()).limited:

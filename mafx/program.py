@@ -23,7 +23,7 @@ from mafx.budget import ADVICE, GIB, Fit, Need, TooSmallError, fit_networks, usa
 from mafx.compiling import announce_compilation, jit
 from mafx.diffusion.samplers import SamplerTable, make_sampler
 from mafx.diffusion.windows import pad_frames, window_borders, window_plan
-from mafx.errors import InputError
+from mafx.errors import InputError, is_out_of_memory, memory_advice
 from mafx.flops import count_flops
 from mafx.media import Size
 from mafx.model import Model
@@ -250,23 +250,45 @@ class Program:
         Raises:
           InputError: Where the device is too small for a part. The message has a size that fits, if one is found.
         """
+        if self.memory is None and not any(self._movable.values()):
+            return Fit()
         try:
             return self._fit()
         except TooSmallError as error:
-            raise InputError(f"{error}; {self._what_fits()}") from error
+            raise InputError(f"{error}; {self.what_fits()}") from error
+
+    @property
+    def _movable(self) -> dict[str, int]:
+        """Bytes of each network that can leave the device."""
+        return {name: movable_bytes(tree) for name, tree in self.model.params.items()}
+
+    @property
+    def _resident(self) -> int:
+        """Bytes of the networks that cannot."""
+        return bytes_of(self.model.params) - sum(self._movable.values())
+
+    @property
+    def _usable(self) -> float | None:
+        device = default_device() if self.mesh is None else self.mesh.devices.flat[0]
+        return usable_bytes(device, self.memory, self.model.on_device(self.sharding).bytes + self._resident)
 
     def _fit(self) -> Fit:
-        params, sharding = self.model.params, self.sharding
-        weights = {name: movable_bytes(tree) for name, tree in params.items()}
-        if self.memory is None and not any(weights.values()):  # nothing can be moved
+        if (usable := self._usable) is None:
             return Fit()
-        resident = bytes_of(params) - sum(weights.values())
-        device = default_device() if self.mesh is None else self.mesh.devices.flat[0]
-        usable = usable_bytes(device, self.memory, self.model.on_device(sharding).bytes + resident)
-        return Fit() if usable is None else fit_networks(self.needs(), weights, resident, usable)
+        try:
+            needs = self.needs()
+        except jax.errors.JaxRuntimeError as error:
+            if is_out_of_memory(error):
+                raise TooSmallError(
+                    f"the compiler finds no room on the device ({str(error).splitlines()[0]})"
+                ) from error
+            raise
+        return fit_networks(needs, self._movable, self._resident, usable)
 
-    def _what_fits(self) -> str:
+    def what_fits(self) -> str:
         """What to do on a device that is too small. Smaller sizes are compiled, which takes minutes for large ones."""
+        if self._usable is None:
+            return ADVICE
         factor = self.model.config.autoencoder.factor
         for share in SMALLER:
             H, W = (max(1, int(share * side) // factor) * factor for side in self.size)
@@ -305,24 +327,35 @@ class Program:
             found = f"{list(reference.shape)} and {list(motion.shape)}"
             raise InputError(f"expected a reference and a motion of the shapes {expected}, found {found}")
         x = self._starting_noise(noise)
-        with self._precision(), announce_compilation(progress):
-            fit, networks = self.fit(), self.model.on_device(self.sharding)
-            if fit.limited:
-                log.info("%s", fit)
-            before = networks.moved
-            inputs, reference_latents = self._encode(fit, reference, motion)
-            x = jax.block_until_ready(self._sample(fit, x, reference_latents, inputs, progress, callback))
-            video = self._decode(fit, x, progress)
-            if not np.isfinite(video).all():
-                raise FloatingPointError(
-                    f"the video is not finite in {self.model.dtype}; take another dtype or checkpoint"
-                )
-            moved = networks.moved.bytes - before.bytes
-            if fit.limited and moved:
-                seconds = networks.moved.seconds - before.seconds
-                log.info("Moved %.1f GiB of weights to the device in %.1f s.", moved / GIB, seconds)
+        with self._precision(), announce_compilation(progress), memory_advice(self.what_fits):
+            video, latents = self._animate(self.fit(), x, reference, motion, progress, callback)
+        if not np.isfinite(video).all():
+            raise FloatingPointError(f"the video is not finite in {self.model.dtype}; take another dtype or checkpoint")
         borders = window_borders(self.windows)[: self.frames - 1]
-        return Animation(video, np.asarray(x[: self.frames]), borders)
+        return Animation(video, latents, borders)
+
+    def _animate(
+        self,
+        fit: Fit,
+        x: jax.Array,
+        reference: np.ndarray,
+        motion: np.ndarray,
+        progress: bool,
+        callback: Callback | None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """From noise `f h w c` to the video `f H W 3` and its latents `f h w c`."""
+        networks = self.model.on_device(self.sharding)
+        if fit.limited:
+            log.info("%s", fit)
+        before = networks.moved
+        inputs, reference_latents = self._encode(fit, reference, motion)
+        x = jax.block_until_ready(self._sample(fit, x, reference_latents, inputs, progress, callback))
+        video = self._decode(fit, x, progress)
+        moved = networks.moved.bytes - before.bytes
+        if fit.limited and moved:
+            seconds = networks.moved.seconds - before.seconds
+            log.info("Moved %.1f GiB of weights to the device in %.1f s.", moved / GIB, seconds)
+        return video, np.asarray(x[: self.frames])
 
     @property
     def _frames_at_once(self) -> int:

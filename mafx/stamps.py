@@ -72,7 +72,7 @@ def _damaged(path: Path) -> InputError:
 
 
 def compare_facts(found: Facts, expected: Facts, what: str, advice: str) -> None:
-    """Compare what a stamp says with what is expected of it.
+    """Compare what a stamp says with what is expected of it. Of the version, patch releases are alike.
 
     Args:
       found: Facts of a stamp.
@@ -84,8 +84,13 @@ def compare_facts(found: Facts, expected: Facts, what: str, advice: str) -> None
       InputError: A fact is another one. The message has its name and both values.
     """
     for name, value in json.loads(json.dumps(expected)).items():
-        if found.get(name) != value:
+        if _compared(name, found.get(name)) != _compared(name, value):
             raise InputError(f"{what} has {name} {_short(found.get(name))}, expected {_short(value)}; {advice}")
+
+
+def _compared(name: str, value: Any) -> Any:
+    """What of a fact must be the same: of a version, what stands before the second dot."""
+    return value.split(".")[:2] if name == "version" and isinstance(value, str) else value
 
 
 def _short(value: Any) -> str:

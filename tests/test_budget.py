@@ -135,6 +135,63 @@ def test_a_size_that_fits_a_smaller_card_is_found_by_compiling(waiting):
     assert dataclasses.replace(large, memory=memory, size=(24, 24)).fit().peak > 0
 
 
+@pytest.fixture
+def full(monkeypatch):
+    """Whoever runs a step finds the device full."""
+
+    def fails(function, *args):
+        if function.__name__ == "run_steps":
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 7.0GiB")
+        return call(function, *args)
+
+    call = jit.__call__
+    monkeypatch.setattr(jit, "__call__", fails)
+
+
+def run_large(model):
+    clip = example((32, 32), 6)
+    large = dataclasses.replace(micro_program(model), size=(32, 32))
+    return large.run(clip.reference, clip.motion, progress=False)
+
+
+def test_a_device_that_is_full_while_it_runs_is_told_with_a_size_that_fits(micro, full, monkeypatch, caplog):
+    """The weights are on the device already, so that nothing was planned before."""
+    needs = dataclasses.replace(micro_program(micro), size=(24, 24)).needs()
+    limit = 1 + (bytes_of(micro.params) + max(need.working for need in needs)) / POOL_SHARE
+    held = bytes_of(micro.params)
+    monkeypatch.setattr(program_module, "default_device", lambda: device(bytes_limit=limit, bytes_in_use=held))
+    caplog.set_level("INFO", "mafx")
+    with pytest.raises(
+        InputError, match=r"^the device has too little memory \(RES.* 7\.0GiB\); 24x24 fits, with 0\.0 GiB$"
+    ):
+        run_large(micro)
+    assert caplog.messages == ["The device is too small; looking whether 24x24 fits."]
+    monkeypatch.setattr(program_module, "default_device", lambda: device(bytes_limit=limit / 4, bytes_in_use=held))
+    with pytest.raises(InputError, match="7.0GiB\\); take a smaller size"):
+        run_large(micro)
+
+
+def test_a_full_device_that_says_nothing_of_itself_is_told_with_fixed_advice(micro, full, caplog):
+    caplog.set_level("INFO", "mafx")
+    with pytest.raises(InputError, match="7.0GiB\\); take a smaller size"):
+        run_large(micro)
+    assert not caplog.messages
+
+
+def test_a_compiler_that_gives_up_is_a_device_that_is_too_small(waiting, monkeypatch):
+    compile_all = program_module.Program.compile
+
+    def gives_up(self):
+        if self.size == (32, 32):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm\nA long list")
+        return compile_all(self)
+
+    monkeypatch.setattr(program_module.Program, "compile", gives_up)
+    program = dataclasses.replace(micro_program(waiting, memory=16), size=(32, 32))
+    with pytest.raises(InputError, match=r"no room on the device \(RES.* space hbm\); 24x24 fits, with 0\.0 GiB$"):
+        program.fit()
+
+
 def test_weights_on_the_device_stay_and_count(micro):
     """JAX arrays cannot leave: they need their room in every phase."""
     needs = micro_program(micro).needs()

@@ -13,7 +13,7 @@ import pytest
 import mafx
 from mafx import bundled
 from mafx.errors import InputError
-from mafx.stamps import fingerprint, read_stamp, write_stamp
+from mafx.stamps import compare_facts, fingerprint, read_stamp, write_stamp
 from mafx.training.checkpoints import Checkpoints, read_parameters
 from mafx.training.sharding import MAIN_MEMORY, make_mesh, parameter_sharding
 from mafx.training.step import TrainState
@@ -65,6 +65,15 @@ def test_a_stamp_that_was_changed_is_told(tmp_path):
         path.write_text(broken)
         with pytest.raises(InputError, match=r"stamp\.json is damaged"):
             read_stamp(path)
+
+
+def test_a_patch_release_goes_on_and_another_does_not():
+    compare_facts({"version": "0.1.7"}, {"version": "0.1.0"}, "the run", "stop")
+    for found, expected in (("0.1.7", "0.2.0"), ("0.1.7", "1.1.7"), (None, "0.1.0"), (0.1, "0.1.0")):
+        with pytest.raises(InputError, match=f"the run has version {found!r}, expected {expected!r}; stop"):
+            compare_facts({"version": found}, {"version": expected}, "the run", "stop")
+    with pytest.raises(InputError, match=r"batch '0\.1\.7'"):
+        compare_facts({"batch": "0.1.7"}, {"batch": "0.1.0"}, "the run", "stop")
 
 
 def make_state(seed, step=3):
