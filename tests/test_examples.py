@@ -4,7 +4,6 @@ from fractions import Fraction
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl import flags
 
 from mafx.data.clips import puppet_clips
 from mafx.data.examples import ExampleOptions, Joint, batches, draw_example, read_example
@@ -97,8 +96,6 @@ def test_any_position_can_be_taken_up():
 
 
 def test_workers_do_not_change_the_batches():
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain's workers are started with this process' flags
     clips = puppet_clips("train", 6, (32, 32))
     iterator = batches(clips, OPTIONS, 2, seed=0, workers=2)
     assert_equal(take(iterator, 4), take(batches(clips, OPTIONS, 2, seed=0), 4))

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import multiprocessing
 import re
+import time
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import relative_error
 from micro import MICRO, example, micro_config
+from PIL import Image
 
 from mafx.data.clips import puppet_clips
 from mafx.data.examples import ExampleOptions, batches
@@ -254,6 +257,57 @@ def test_two_steps_and_two_equal_four_with_less_memory(run, tmp_path):
     assert any((whole[f"['ema']['{name}']"] != whole[f"['trainable']['{name}']"]).any() for name in trained)
     for name in trained:
         np.testing.assert_array_equal(model[name], whole[f"['ema']['{name}']"])
+
+
+@pytest.fixture
+def at_step_3(monkeypatch):
+    """Call a function when the third batch goes to the devices."""
+
+    def at_step_3(function):
+        calls, distribute = [], loop.distribute_batch
+
+        def counted(*args):
+            calls.append(time.monotonic())
+            if len(calls) == 3:
+                function()
+            return distribute(*args)
+
+        monkeypatch.setattr(loop, "distribute_batch", counted)
+        return calls
+
+    return at_step_3
+
+
+def test_a_dead_worker_is_told_at_once_and_what_is_done_is_saved(run, tmp_path, at_step_3):
+    def kill():
+        multiprocessing.active_children()[0].kill()
+
+    calls = at_step_3(kill)
+    with pytest.raises(ChildProcessError, match=r"reads data was killed, .*; step \d+ is saved, and the same command"):
+        run("appearance", tmp_path, steps=100, **{"data.workers": 2})
+    assert time.monotonic() - calls[2] < 60
+    assert 3 <= find_step(tmp_path, "latest") < 100
+
+
+def test_data_that_are_gone_are_told_and_what_is_done_is_saved(run, tmp_path, at_step_3):
+    clip = example((16, 16), 12)
+    for half, pictures in (("images", clip.video), ("densepose", clip.motion)):
+        (tmp_path / "data" / half).mkdir(parents=True)
+        for i, picture in enumerate(pictures):
+            Image.fromarray(picture).save(tmp_path / "data" / half / f"{i}.png")
+    changes = {"data.name": "folder", "data.path": str(tmp_path / "data"), "data.train_frames": 10}
+    at_step_3(lambda: (tmp_path / "data" / "images").rename(tmp_path / "gone"))
+    with pytest.raises(InputError, match=r"images/\d+\.png.*; step \d+ is saved") as error:
+        run("appearance", tmp_path / "run", steps=100, **changes)
+    assert len(str(error.value).splitlines()) == 1
+    (tmp_path / "gone").rename(tmp_path / "data" / "images")
+    step = find_step(tmp_path / "run", "latest")
+    assert 3 <= step < 100
+    for name in ("run", "alone"):
+        run("appearance", tmp_path / name, steps=step + 2, **changes)
+    got, expected = (saved_arrays(tmp_path / name, step + 2) for name in ("run", "alone"))
+    for name, x in expected.items():
+        np.testing.assert_array_equal(got[name], x, err_msg=name)
 
 
 def test_averages_in_main_memory_are_those_of_the_device(run, tmp_path):

@@ -7,17 +7,22 @@ Every random choice follows from the seed and the number of an example, before b
 order of the batches therefore depends neither on the number of processes nor on that of reading workers.
 """
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Generator, Sequence
+from multiprocessing import resource_tracker
+from typing import Any
 
 import numpy as np
+from absl import flags
 
 from mafx import media
 from mafx.data.clips import Clip
 from mafx.densepose import BACKGROUND, FLIPPED, draw_labels, read_labels
 from mafx.errors import InputError
-from mafx.interrupts import ignore_interrupts
+from mafx.interrupts import ignore_interrupts, unheard_interrupts
 
 CROPS = ("centre", "random")
 REFERENCES = ("random", "first")
@@ -25,6 +30,7 @@ CENTRE = (0.5, 0.5)
 ENDLESS = 2**40  # examples; grain needs a length
 READ_THREADS = 2
 READ_AHEAD = 4  # batches
+DEAD_WORKER = "Worker process was terminated"  # how grain's message begins
 
 # Second component of the seeds, so that draws for different purposes are independent.
 KIND_SEED = 0
@@ -192,7 +198,7 @@ def batches(
     processes: int = 1,
     workers: int = 0,
     alike: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Generator[dict[str, np.ndarray], None, None]:
     """Read batches without end. Each epoch takes every clip once, in an order of its own.
 
     Args:
@@ -213,6 +219,7 @@ def batches(
 
     Raises:
       InputError: The batch cannot be divided over the processes, or the start is inside of a batch.
+      ChildProcessError: A process that reads ahead was killed.
     """
     import grain  # noqa: PLC0415 (slow to import)
 
@@ -225,5 +232,31 @@ def batches(
     reading = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_AHEAD)
     dataset = dataset.to_iter_dataset(reading)
     if workers:
+        _prepare_for_workers()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers), ignore_interrupts)
-    return iter(dataset)
+    return _told_where_a_worker_is_gone(iter(dataset))
+
+
+def _prepare_for_workers() -> None:
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain hands absl's flags on to its processes; mafx's commands have none
+    # Python's own process for this frees the shared memory of processes that were killed. It need not warn of that.
+    before = os.environ.get("PYTHONWARNINGS", "")
+    os.environ["PYTHONWARNINGS"] = f"{before},ignore:resource_tracker".lstrip(",")
+    resource_tracker.ensure_running()
+    os.environ["PYTHONWARNINGS"] = before
+
+
+def _told_where_a_worker_is_gone(batches: Any) -> Generator[dict[str, np.ndarray], None, None]:
+    """The batches of an iterator of grain, which is closed behind them."""
+    try:
+        with contextlib.closing(batches):
+            with unheard_interrupts():  # while workers start, and are not ready to ignore them
+                first = next(batches)
+            yield first
+            yield from batches
+    except RuntimeError as error:
+        if DEAD_WORKER not in str(error):
+            raise
+        reason = "a process that reads data was killed, perhaps for lack of main memory"
+        raise ChildProcessError(f"{reason}; fewer --config.data.workers take less") from error

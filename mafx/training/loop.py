@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +73,8 @@ def train(
     if config.dtype == "bfloat16" != fast_dtype():
         log.warning("This card multiplies bfloat16 slowly; --config.dtype=float16 is faster, with a scaled loss.")
 
-    with _told_where_a_process_is_gone(), contextlib.closing(run):  # what is being written is completed in any case
+    # What is being written is completed in any case.
+    with _told_where_a_process_is_gone(), contextlib.closing(run), contextlib.closing(examples):
         scores = _take_steps(run, examples, held_out)
     if run.done == config.steps and jax.process_index() == 0:
         log.info("%s", _farewell(workdir, config, scores))
@@ -107,7 +108,9 @@ def _take_steps(run: "Run", examples: Iterator[dict[str, np.ndarray]], held_out:
         instead_of_leaving(stop.interrupt),
     ):
         for step in range(run.done + 1, config.steps + 1):
-            run.take_step(stack([next(examples) for _ in range(config.accumulate)]))
+            with run.kept_where_data_fail():
+                batch = stack([next(examples) for _ in range(config.accumulate)])
+            run.take_step(batch)
 
             stopping, last = stop(step), step == config.steps
             log_due = last or step % config.log_every == 0
@@ -199,7 +202,7 @@ class Run:
         self._compiled: dict[int, tuple[jax.stages.Compiled, int]] = {}  # by number of frames: the step, its FLOPs
         self._pending: list[PendingStep] = []
 
-    def open_data(self, clips: Sequence[Clip], images: Sequence[Clip]) -> Iterator[dict[str, np.ndarray]]:
+    def open_data(self, clips: Sequence[Clip], images: Sequence[Clip]) -> Generator[dict[str, np.ndarray], None, None]:
         """This process' share of the batches, from where the run was left."""
         config = self.config
         if config.data.latent_cache:
@@ -304,6 +307,21 @@ class Run:
     def save(self) -> None:
         """Begin to write a checkpoint."""
         self.checkpoints.save(self.state, self.examples, self.config)
+
+    @contextlib.contextmanager
+    def kept_where_data_fail(self) -> Iterator[None]:
+        """Save what is done where the next examples cannot be read. Several processes do not: they save together."""
+        try:
+            yield
+        except Exception as error:
+            if jax.process_count() > 1 or self.done == (self.checkpoints.latest or 0):
+                raise
+            self.read_steps(keep=0)
+            self.save()
+            if isinstance(error, InputError | OSError):
+                message = f"{error}; step {self.done} is saved, and the same command goes on from there"
+                raise type(error)(message) from error
+            raise
 
     def close(self) -> None:
         """Wait for what is being written, but not for a process that is gone."""
