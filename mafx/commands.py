@@ -4,9 +4,10 @@ import argparse
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mafx.errors import InputError
 from mafx.interrupts import INTERRUPTED, leaving_at_interrupt
@@ -23,9 +24,10 @@ STATUSES: dict[type[BaseException], int] = {  # exit statuses
     OSError: 1,
     KeyboardInterrupt: INTERRUPTED,
 }
-# From which level on other libraries may speak. What orbax logs as an error, through absl, it raises as well.
+# From which level on other libraries may speak. What orbax logs as an error (by absl or asyncio), it raises as well.
 LIBRARIES = {
     "absl": logging.CRITICAL,
+    "asyncio": logging.CRITICAL,
     "jax": logging.WARNING,
     "orbax": logging.WARNING,
     "tensorflow_datasets": logging.WARNING,
@@ -109,6 +111,20 @@ def claim_card() -> None:
         os.environ[MEMORY_VARIABLES[0]] = str(CARD_SHARE)
 
 
+def _told_once(show: Callable[[Any], object]) -> Callable[[Any], None]:
+    """A hook that leaves out what a full disk refuses to threads of libraries: mafx tells it.
+
+    Behind the first array that cannot be written, orbax closes its event loop, of which tensorstore complains for each
+    other array. And tensorboardX tries again to write when Python ends.
+    """
+
+    def hook(raised: Any) -> None:
+        if not isinstance(raised.exc_value, OSError) and str(raised.exc_value) != "Event loop is closed":
+            show(raised)
+
+    return hook
+
+
 def run_command(name: str, main: Callable[..., object], *args: object) -> int:
     """Run `main(*args)` as the command `name`, and return its exit status.
 
@@ -119,6 +135,7 @@ def run_command(name: str, main: Callable[..., object], *args: object) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     for library, level in LIBRARIES.items():
         logging.getLogger(library).setLevel(level)
+    sys.unraisablehook, threading.excepthook = _told_once(sys.unraisablehook), _told_once(threading.excepthook)
     try:
         with leaving_at_interrupt(name):
             main(*args)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import resource
 import signal
 import socket
 import subprocess
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import relative_error
 
-from mafx.training.checkpoints import read_parameters
+from mafx.training.checkpoints import find_step, read_parameters
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +52,22 @@ def ten_steps(environment, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("ten") / "whole"
     finish(start(environment, workdir, config=TEN))
     return workdir
+
+
+def test_a_disk_that_becomes_full_is_one_sentence_and_the_run_goes_on(environment, ten_steps, tmp_path):
+    """Files cannot grow any more from some moment on."""
+    config = {"save_every": 5}
+    process = start(environment, tmp_path, config=config | {"steps": 100000})
+    while process.poll() is None and not (tmp_path / "checkpoints" / "10").exists():
+        time.sleep(0.05)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    output = finish(process, 1)
+    assert re.fullmatch(r"train.py: cannot write .*: File too large; the same command .*", output.splitlines()[-1])
+    assert "Traceback" not in output and output.count("train.py:") == 1, output[-3000:]
+    steps = find_step(tmp_path, "latest") + 2
+    assert "Going on from step" in finish(start(environment, tmp_path, config=config | {"steps": steps}))
+    found = losses(tmp_path)
+    assert [*found] == [*range(1, steps + 1)] and losses(ten_steps).items() <= found.items()
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,24 @@ def test_lines_of_steps_that_are_taken_again_are_forgotten(tmp_path):
     assert path.read_text() == "".join(lines[:2]) + '{"step": 3, "loss": 0.25}\n'
 
 
+def test_a_writer_that_is_gone_is_told(tmp_path, monkeypatch):
+    """What is written for TensorBoard goes through a thread, which a full disk ends."""
+    from tensorboardX.record_writer import RecordWriter  # noqa: PLC0415
+
+    def full(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("threading.excepthook", lambda _: None)
+    journal = Journal(tmp_path)
+    monkeypatch.setattr(RecordWriter, "write", full)
+    with pytest.raises(OSError, match="cannot write .*tensorboard; the same command goes on from the"):
+        for step in range(1, 100):
+            journal.write(step, {"loss": 1.0})
+            time.sleep(0.05)
+    monkeypatch.undo()
+    journal.close()
+
+
 def test_a_meter_counts_no_time_in_which_it_is_paused(monkeypatch):
     now = iter([0.0, 10.0, 110.0, 12.0 + 100.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(now))

@@ -32,7 +32,8 @@ FOLDER = "checkpoints"
 FROZEN = "frozen"
 FROZEN_STAMP = "frozen.json"
 SCORES = "scores.json"
-DISK_ERRORS = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO
+FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
+DISK_ERRORS = *FULL, errno.EROFS, errno.EACCES, errno.EIO, errno.ENOTDIR, errno.ENOENT
 ANOTHER = "give the one it was begun with, or another --workdir"
 
 
@@ -107,7 +108,7 @@ class Checkpoints:
             "weights": {FROZEN: self._frozen} | _fingerprints(_changing(state)),
             "layout": {FROZEN: _layout(state.frozen), "ema": _layout(state.ema)},
         }
-        with _explained(f"cannot write the checkpoint of step {int(state.step)} into {self._workdir}"):
+        with explained(f"cannot write the checkpoint of step {int(state.step)} into {self._workdir}"):
             args = ocp.args.Composite(
                 state=ocp.args.StandardSave(_changing(state)), stamp=ocp.args.JsonSave(seal(facts))
             )
@@ -116,7 +117,7 @@ class Checkpoints:
     def _write_frozen(self, frozen: Flat) -> None:
         """Write the frozen parameters, then their stamp: without it, they are written again."""
         self._frozen = fingerprint(frozen)
-        with _explained(f"cannot write {self._workdir / FROZEN}"):
+        with explained(f"cannot write {self._workdir / FROZEN}"):
             if frozen:
                 with ocp.StandardCheckpointer() as writer:
                     writer.save(self._workdir / FROZEN, frozen, force=True)
@@ -155,7 +156,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait for what is being written."""
-        with _explained(f"cannot write a checkpoint into {self._workdir}"):
+        with explained(f"cannot write a checkpoint into {self._workdir}"):
             self._manager.wait_until_finished()
             self._manager.close()
 
@@ -197,8 +198,8 @@ _REMOVE = "remove it to use the checkpoint before, or give another --workdir"
 
 
 @contextlib.contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """A checkpoint that cannot be written, in one sentence."""
+def explained(what: str) -> Iterator[None]:
+    """What cannot be written into a work folder, in one sentence that begins with `what`."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -325,9 +325,12 @@ class Run:
 
     def close(self) -> None:
         """Wait for what is being written, but not for a process that is gone."""
-        self.journal.close()
-        if jax.process_count() == 1 or not isinstance(sys.exception(), jax.errors.JaxRuntimeError):
-            self.checkpoints.close()
+        is_alone = isinstance(sys.exception(), jax.errors.JaxRuntimeError) and jax.process_count() > 1
+        try:
+            self.journal.close()
+        finally:
+            if not is_alone:
+                self.checkpoints.close()
 
 
 def gather(params: Flat, mesh: Mesh, dtype: jnp.dtype) -> Flat:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import resource
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -25,9 +26,10 @@ from mafx.files import Measured, parse_json
 from mafx.metrics import psnr
 from mafx.model import Model
 from mafx.stamps import write_whole
-from mafx.training.checkpoints import SCORE
+from mafx.training.checkpoints import SCORE, explained
 
 METRICS_FILE = "metrics.jsonl"
+BOARD = "tensorboard"
 FPS = Fraction(12)  # of the video that shows held-out clips
 SHOW_SAMPLER = "dpmpp_2m"
 SHOW_STEPS = 20  # where this sampler has converged
@@ -46,14 +48,20 @@ class Journal:
             if path.exists():
                 write_whole(path, "".join(_lines_until(done, path.read_text("utf-8", "replace"))))
             self._file = path.open("a", buffering=1)
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=done + 1)
+            others = threading.enumerate()
+            self._board = SummaryWriter(str(workdir / BOARD), purge_step=done + 1)
+            self._writers = [thread for thread in threading.enumerate() if thread not in others]
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Write values of a step by their names."""
-        if self._file:
+        """Write values of a step by their names. Raises OSError where that fails."""
+        if not self._file:
+            return
+        with explained(f"cannot write {self._workdir / METRICS_FILE}"):
             self._file.write(json.dumps({"step": step} | values) + "\n")
-            for name, x in values.items():
-                self._board.add_scalar(name, x, step)
+        if not all(thread.is_alive() for thread in self._writers):  # another value would wait for ever
+            raise OSError(f"cannot write {self._workdir / BOARD}; the same command goes on from the checkpoint before")
+        for name, x in values.items():
+            self._board.add_scalar(name, x, step)
 
     def show(self, step: int, video: np.ndarray) -> None:
         """Write a video uint8 `f H W 3` of held-out clips: a file, and an animated picture in TensorBoard."""
@@ -71,8 +79,8 @@ class Journal:
 
     def close(self) -> None:
         if self._file:
-            self._file.close()
-            self._board.close()
+            with explained(f"cannot write into {self._workdir}"), contextlib.closing(self._board):
+                self._file.close()
 
 
 def _lines_until(done: int, text: str) -> Iterator[str]:
