@@ -48,6 +48,7 @@ mixed attention, `program` is an animation from beginning to end, `training.loop
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -97,3 +98,9 @@ def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module 'mafx' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+if sys.argv[:1] == ["-m"]:  # Python imports this package for `python -m mafx.COMMAND`, whose imports take seconds
+    from mafx.interrupts import leave_while_importing
+
+    leave_while_importing(f"python -m {next((x for x in sys.orig_argv if x.startswith('mafx')), 'mafx')}")

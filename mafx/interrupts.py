@@ -16,10 +16,17 @@ from pathlib import Path
 from typing import NoReturn
 
 INTERRUPTED = 130  # exit status, as shells have it: 128 and the number of the signal
+GOES_ON = "what is done is kept, and the same command goes on from there"
 
 _instead: list[Callable[[], None]] = []  # called by the next Ctrl-C, each once, the last one first
 _advice: list[str] = []
 _partial: set[Path] = set()
+
+
+def leave_while_importing(name: str) -> None:
+    """Until `leaving_at_interrupt`, Ctrl-C ends the process in the same way, from the main thread."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: _leave(name))
 
 
 @contextlib.contextmanager

@@ -95,6 +95,41 @@ def test_a_command_leaves_at_once_and_removes_what_is_half_written(tmp_path, wai
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux only: /proc tells what a process has imported")
+@pytest.mark.parametrize("command", ["mafx.data.builders", "mafx.ahead", "mafx.training.fit", "mafx.experiments.kills"])
+def test_a_command_that_still_imports_leaves_in_one_line(tmp_path, command):
+    process = start(tmp_path, "-m", command)
+    wait_for(lambda: "numpy" in Path(f"/proc/{process.pid}/maps").read_text(), process, tmp_path)
+    assert interrupt(process, tmp_path) == (130, f"\npython -m {command}: interrupted\n")
+
+
+# Reads a clip for ever.
+PREPARES = """
+import pathlib, sys, threading
+from mafx.data import builders, staging
+
+def read_raw(clip):
+    pathlib.Path("reading").touch()
+    {waits}
+
+staging.read_raw = read_raw
+sys.exit(builders.main(["clips", "--manual_dir", "raw", "--data_dir", "data"]))
+"""
+
+
+def test_a_preparation_says_that_it_goes_on_and_leaves_nothing_half_written(tmp_path):
+    for name in "ab":
+        for half in ("images", "densepose"):
+            (tmp_path / "raw" / name / half).mkdir(parents=True)
+    process = start(tmp_path, "-c", PREPARES.format(waits=IN_C))
+    wait_for((tmp_path / "reading").exists, process, tmp_path)
+    status, errors = interrupt(process, tmp_path)
+    assert status == 130 and "Traceback" not in errors, errors
+    last = "python -m mafx.data.builders: interrupted; what is done is kept, and the same command goes on from there"
+    assert errors.splitlines()[-1] == last
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def importing(process, folder):
     return "jaxlib" in Path(f"/proc/{process.pid}/maps").read_text()
 

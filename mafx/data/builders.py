@@ -35,6 +35,7 @@ from mafx.data.raw import Raw
 from mafx.data.staging import Staged, stage
 from mafx.errors import InputError, refusals
 from mafx.files import check_inside, check_name, check_regular, check_tree, read_json
+from mafx.interrupts import GOES_ON, advice_at_interrupt
 from mafx.limits import add_limit_flags, set_limits
 from mafx.stamps import hash_of
 
@@ -233,7 +234,8 @@ def prepare(name: str, manual_dir: Path, data_dir: Path, min_frames: int = MIN_F
     if not builder.layout.single_frames:
         builder.min_frames = max(1, min_frames)
     try:
-        _write_records(builder, manual_dir)
+        with advice_at_interrupt(GOES_ON):
+            _write_records(builder, manual_dir)
     except OSError as error:
         raise InputError(f"cannot prepare {name} in {data_dir}: {error}") from error
     report = Report.read(Path(builder.data_path))

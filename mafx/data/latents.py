@@ -17,6 +17,7 @@ from mafx.data.clips import Clip, file_name, fingerprint_clips
 from mafx.data.examples import ExampleOptions
 from mafx.errors import InputError, refusals
 from mafx.files import check_finite, read_array
+from mafx.interrupts import GOES_ON, advice_at_interrupt, partial_path
 from mafx.stamps import STAMP_FILE, Facts, compare_facts, read_stamp, write_stamp
 
 CHUNK = 8  # frames that are encoded at once
@@ -88,10 +89,10 @@ def cache_latents(
             _check_shape(clip.path, (clip.frames, h, w, c))
     missing = [clip for clip in cached[jax.process_index() :: jax.process_count()] if not clip.path.exists()]
     for clip in tqdm(missing, desc="latents", unit="clip", disable=not missing):
-        latents = _encode_clip(clip.clip, encode, options.size)
         partial = clip.path.with_suffix(".part.npy")  # renamed below, so that the file is complete or absent
-        np.save(partial, latents)
-        partial.rename(clip.path)
+        with advice_at_interrupt(GOES_ON), partial_path(partial):
+            np.save(partial, _encode_clip(clip.clip, encode, options.size))
+            partial.rename(clip.path)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("latents")
     return cached

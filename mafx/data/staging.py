@@ -21,6 +21,7 @@ from mafx.data.raw import Raw, check_frame, read_raw
 from mafx.densepose import draw_labels
 from mafx.errors import InputError, refusals
 from mafx.files import check_regular, parse_json
+from mafx.interrupts import partial_path
 from mafx.limits import JSON_BYTES
 
 INDEX = "clip.json"
@@ -76,10 +77,11 @@ def stage(raw: Raw, archive: Path) -> Staged:
             return Staged(raw, archive, index.kept, index.left_out)
     archive.parent.mkdir(parents=True, exist_ok=True)
     partial = archive.with_name(f"{archive.name}.part")
-    with zipfile.ZipFile(partial, "w") as file:
-        kept, left_out = _check_clip(raw, file)
-        file.writestr(INDEX, json.dumps({"fingerprint": fingerprint, "kept": kept, "left_out": left_out}))
-    partial.rename(archive)
+    with partial_path(partial):
+        with zipfile.ZipFile(partial, "w") as file:
+            kept, left_out = _check_clip(raw, file)
+            file.writestr(INDEX, json.dumps({"fingerprint": fingerprint, "kept": kept, "left_out": left_out}))
+        partial.rename(archive)
     return Staged(raw, archive, kept, left_out)
 
 

@@ -35,6 +35,7 @@ from mafx.densepose import read_labels
 from mafx.errors import InputError
 from mafx.evaluation.features import NETWORKS, MetricNetworks, frechet_distance
 from mafx.files import Measured, check_value, read_arrays, read_json
+from mafx.interrupts import GOES_ON, advice_at_interrupt
 from mafx.model import Model
 from mafx.stamps import Facts, compare_facts, read_stamp, write_stamp, write_whole
 from mafx.tables import markdown_table
@@ -121,17 +122,18 @@ def evaluate(
     for clip in tqdm(clips[process::processes], desc="evaluating", unit="clip", disable=process > 0):
         if not paths[clip.name].exists():
             targets = np.arange(1, clip.frames, options.stride)[:frames]
-            scores = measure(
-                model,
-                clip,
-                targets,
-                out,
-                options=options,
-                settings=settings,
-                networks=networks,
-                memory=memory,
-                mesh=mesh,
-            )
+            with advice_at_interrupt(GOES_ON):
+                scores = measure(
+                    model,
+                    clip,
+                    targets,
+                    out,
+                    options=options,
+                    settings=settings,
+                    networks=networks,
+                    memory=memory,
+                    mesh=mesh,
+                )
             write_stamp(paths[clip.name], {"settings": setup, "scores": scores})
     while not all(path.exists() for path in paths.values()):  # other processes are still at work
         time.sleep(1)

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 
-from mafx.errors import InputError
+from mafx.errors import InputError, refusals
 from mafx.files import check_tree
 from mafx.stamps import Facts, compare_facts, fingerprint, hash_of, new_run, read_stamp, seal, unseal, write_stamp
 from mafx.training.step import Flat, TrainState
@@ -182,16 +183,9 @@ def _layout(params: Flat) -> str:
 # -- Errors of what orbax reads and writes
 
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path) -> AbstractContextManager[None]:
     """Whatever orbax and its libraries raise at a damaged checkpoint becomes one sentence."""
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0][:200]
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {reason}); {_REMOVE}") from error
+    return refusals(f"{path} is damaged; {_REMOVE}")
 
 
 _REMOVE = "remove it to use the checkpoint before, or give another --workdir"
