@@ -5,7 +5,6 @@ while XLA compiles, for minutes, nothing is raised at all. So a thread waits for
 """
 
 import contextlib
-import multiprocessing
 import os
 import shutil
 import signal
@@ -117,7 +116,8 @@ def _watch(reader: int, name: str) -> None:
 
 
 def _leave(name: str) -> NoReturn:
-    for process in multiprocessing.active_children():
+    # It is imported late, because until this module is, Ctrl-C is a traceback.
+    for process in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
         process.kill()
     for path in tuple(_partial):
         _remove(path)
