@@ -2,8 +2,10 @@ import io
 import json
 import os
 import pickle
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -179,6 +181,38 @@ def test_images_are_clips_of_one_frame(tmp_path, monkeypatch):
             np.testing.assert_array_equal(clip.read(np.array([0])), [video[i : i + 1], motion[i : i + 1]])
     with pytest.raises(IndexError):
         clips[1].read(np.array([1]))  # which would be another clip's
+
+
+def test_bad_pictures_of_every_kind_are_left_out(tmp_path):
+    """Pillow raises something else at each: of too many pixels, of a broken chunk, of no pixels, of a cut header."""
+    write_folders(tmp_path / "raw", 6, size=(32, 48))
+    for number, (old, new) in enumerate(
+        (
+            (struct.pack(">II", 48, 32), struct.pack(">II", 48000, 32000)),
+            (b"IDAT", b"\xff\xfe\0\0"),
+            (struct.pack(">II", 48, 32), struct.pack(">II", 0, 0)),
+            (b"\0\0\0\rIHDR", b"\0\0\0\3IHDR"),
+        ),
+        2,
+    ):
+        path = tmp_path / "raw" / "images" / f"{number:04d}.png"
+        chunks = path.read_bytes().replace(old, new, 1)
+        header = struct.pack(">I", zlib.crc32(chunks[12:29]))
+        path.write_bytes(chunks[:29] + header + chunks[33:])
+    clips, left_out = report(prepare("images", tmp_path / "raw", tmp_path / "data"))
+    assert clips == {"train": ["0001", "0006"]}
+    assert [frame for _, frame, _ in left_out] == ["0002", "0003", "0004", "0005"]
+
+
+def test_renders_are_read_alone(tmp_path, monkeypatch):
+    _, motion = write_folders(tmp_path / "raw" / "train" / "a", 4)
+    write_folders(tmp_path / "raw" / "test" / "b", 4)
+    prepare("clips", tmp_path / "raw", tmp_path / "data", min_frames=2)
+    (clip,) = record_clips("clips", tmp_path / "data", "train")
+    decoded, read_image = [], media.read_image
+    monkeypatch.setattr(media, "read_image", lambda file: decoded.append(file) or read_image(file))
+    np.testing.assert_array_equal(clip.read_motion(np.array([3, 1])), motion[[3, 1]])
+    assert len(decoded) == 2
 
 
 def test_an_interrupted_preparation_goes_on(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from PIL import Image
 
 from mafx import media
 from mafx.data.clips import HALVES, FolderClip, PuppetClip, puppet_clips
+from mafx.data.latents import LatentClip
 from mafx.densepose import read_labels
 from mafx.errors import InputError
 
@@ -82,3 +83,16 @@ def test_a_clip_without_frames_is_refused(tmp_path):
         media.write_video(tmp_path / half, np.zeros((4, 8, 8, 3), np.uint8), 25)
     with pytest.raises(InputError, match="expected more than 4 frames in .*, found 4"):
         FolderClip(tmp_path, 4)
+
+
+def test_a_clip_of_latents_decodes_its_renders_alone(tmp_path, rng):
+    for half in HALVES:
+        media.write_video(tmp_path / half, rng.integers(0, 256, (4, 8, 8, 3), np.uint8), 25)
+    np.save(tmp_path / "latents.npy", np.ones((4, 2, 2, 4), np.float16))
+    clip = FolderClip(tmp_path)
+    renders = clip.read(np.array([2, 0]))[1]
+    for path in (tmp_path / "images").iterdir():
+        path.write_bytes(b"junk")
+    latents, motion = LatentClip(clip, tmp_path / "latents.npy").read(np.array([2, 0]))
+    assert latents.shape == (2, 2, 2, 4)
+    np.testing.assert_array_equal(motion, renders)

@@ -159,6 +159,19 @@ def test_all_devices_of_a_process_take_part(micro, tmp_path, monkeypatch):
     assert given[0].size == len(jax.local_devices()) > 1
 
 
+def test_another_evaluation_is_read_before_anything_is_loaded(evaluated, tmp_path, monkeypatch):
+    """One that is not there, and one of other data."""
+    monkeypatch.setattr(jobs, "find_step", lambda *_: 1)
+    data = ml_collections.ConfigDict({"name": "puppets", "size": (16, 16), "test_clips": 1})
+    source = dataclasses.replace(find_source(None, None), data=data, load=lambda _: pytest.fail("loaded"))
+    options = {"workdir": tmp_path, "checkpoint": "latest", "split": "test", "out": tmp_path, "options": OPTIONS}
+    for against, message in ((tmp_path, "expected an evaluation"), (evaluated[1], "has data .*evaluate both alike")):
+        with pytest.raises(InputError, match=message):
+            jobs.evaluate_run(
+                source, Settings(), "float32", **options, clips=1, frames=3, metric_networks=None, against=against
+            )
+
+
 ONE_OF_FOUR = """
 import sys
 from pathlib import Path

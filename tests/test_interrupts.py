@@ -130,6 +130,29 @@ def test_a_preparation_says_that_it_goes_on_and_leaves_nothing_half_written(tmp_
     assert not list(tmp_path.rglob("*.part"))
 
 
+# As a training does: the first Ctrl-C asks it to save.
+ASKED = """
+import pathlib, sys, threading
+from mafx.commands import run_command
+from mafx.interrupts import instead_of_leaving
+
+def main():
+    with instead_of_leaving(pathlib.Path("asked").touch):
+        pathlib.Path("begun").touch()
+        {waits}
+
+sys.exit(run_command("waits", main))
+"""
+
+
+def test_the_second_interrupt_leaves_where_the_first_one_asks(tmp_path):
+    process = start(tmp_path, "-c", ASKED.format(waits=IN_C))
+    wait_for((tmp_path / "begun").exists, process, tmp_path)
+    process.send_signal(signal.SIGINT)
+    wait_for((tmp_path / "asked").exists, process, tmp_path)
+    assert interrupt(process, tmp_path) == (130, "\nwaits: interrupted\n")
+
+
 def importing(process, folder):
     return "jaxlib" in Path(f"/proc/{process.pid}/maps").read_text()
 

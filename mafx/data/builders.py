@@ -17,7 +17,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -285,6 +285,15 @@ class RecordClip:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Frames and renders, both uint8 `f H W 3`."""
+        video, motion = self._read(indices, ("image", "motion"))
+        return video, motion
+
+    def read_motion(self, indices: np.ndarray) -> np.ndarray:
+        """The renders alone."""
+        (motion,) = self._read(indices, ("motion",))
+        return motion
+
+    def _read(self, indices: np.ndarray, kinds: Sequence[str]) -> list[np.ndarray]:
         numbers = range(self.first, self.first + self.frames)
         wanted = [numbers[i] for i in indices]
         # Pictures are decoded by mafx.media, which reads more kinds of them.
@@ -292,12 +301,10 @@ class RecordClip:
         with refusals(f"{self.shard} holds records that cannot be read; prepare the data anew"):
             serialized = open_shard(self.shard).__getitems__(wanted)
             records = [FEATURES.deserialize_example_np(record, decoders=undecoded) for record in serialized]
-            video, motion = (
-                np.stack([self._picture(record[kind]) for record in records]) for kind in ("image", "motion")
-            )
-            if video.shape != motion.shape:
-                raise ValueError(f"expected frames and renders of one size, found {video.shape} and {motion.shape}")
-            return video, motion
+            pictures = [np.stack([self._picture(record[kind]) for record in records]) for kind in kinds]
+            if len(sizes := {x.shape for x in pictures}) > 1:
+                raise ValueError(f"expected frames and renders of one size, found {media.list_sizes(sizes)}")
+            return pictures
 
     def _picture(self, content: bytes) -> np.ndarray:
         file = io.BytesIO(content)

@@ -57,6 +57,10 @@ class Clip(Protocol):
         """
         ...
 
+    def read_motion(self, indices: np.ndarray) -> np.ndarray:
+        """The renders of `read`, without decoding the frames."""
+        ...
+
 
 def file_name(clip: Clip) -> str:
     """A name for a file about a clip: of one part, not hidden, another one for each clip of a data set."""
@@ -103,6 +107,9 @@ class PuppetClip:
         drawn = [puppets.draw_puppet(identity, pose(int(i)), self.size) for i in indices]
         video, labels = (np.stack(pictures) for pictures in zip(*drawn, strict=True))
         return video, draw_labels(labels)
+
+    def read_motion(self, indices: np.ndarray) -> np.ndarray:
+        return self.read(indices)[1]
 
 
 def puppet_clips(split: str, count: int, size: media.Size, frames: int = 96) -> list[PuppetClip]:
@@ -169,10 +176,17 @@ class FolderClip:
         return hash_of([self._names, sizes, self.first])
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        video, motion = self._read(indices, HALVES)
+        return video, motion
+
+    def read_motion(self, indices: np.ndarray) -> np.ndarray:
+        (motion,) = self._read(indices, HALVES[1:])
+        return motion
+
+    def _read(self, indices: np.ndarray, halves: Sequence[str]) -> list[np.ndarray]:
         names = [self._names[i] for i in indices]
-        pictures = [[media.read_image(self.path / half / name) for name in names] for half in HALVES]
+        pictures = [[media.read_image(self.path / half / name) for name in names] for half in halves]
         if len(sizes := {picture.shape for half in pictures for picture in half}) > 1:
             found = media.list_sizes(sizes)
             raise InputError(f"expected frames and renders of one size in {self.path}, found {found}")
-        video, motion = map(np.stack, pictures)
-        return video, motion
+        return [np.stack(half) for half in pictures]

@@ -56,10 +56,13 @@ class LatentClip:
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Latents, float16 `f h w c`, and renders, uint8 `f H W 3`."""
-        _, motion = self.clip.read(indices)
+        motion = self.clip.read_motion(indices)
         latents = read_array(self.path, np.float16)
         with refusals(f"expected latents of {self.frames} frames in {self.path}"):
             return check_finite(latents[indices], str(self.path)), motion
+
+    def read_motion(self, indices: np.ndarray) -> np.ndarray:
+        return self.clip.read_motion(indices)
 
 
 def cache_latents(
