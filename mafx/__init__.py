@@ -32,9 +32,10 @@ Reading order, in which a module imports only from those before it:
     models: kernels, convolution, layers, fused, attention, temporal, unet, control
     models: autoencoder, text, ablated, animator
     placing, model
-    pretrained: formats, names, configs, layout
+    pretrained: pickles, formats, names, configs, layout
     bundled
     compiling, progress, flops, settings, steps, sampling, budget, program, animation
+    densepose: people, layers, resnet, proposals, roi, heads, rcnn, rcnn_weights
     evaluation: networks, features, protocol
     training: config, sharding, optimiser, averages, step, checkpoints, runs, start, watch, loop, fit
     sources, jobs

@@ -1,7 +1,8 @@
-"""Files of tensors as PyTorch users keep them: safetensors, and the zip archives of `torch.save`.
+"""Files of tensors as PyTorch users keep them: safetensors, the zip archives of `torch.save`, and pickles of arrays.
 
-Both are read and written without PyTorch. Opening a file reads the names, shapes and dtypes of its tensors. Each tensor
-is then read alone, so that loading needs the memory of one tensor beyond what the caller keeps.
+All are read without PyTorch, and the first two are written. Opening a file reads the names, shapes and dtypes of its
+tensors. Each tensor is then read alone, so that loading needs the memory of one tensor beyond what the caller keeps.
+Only a pickle of arrays is in memory as a whole while it is open.
 """
 
 import contextlib
@@ -10,13 +11,12 @@ import io
 import math
 import os
 import pickle
-import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -25,6 +25,7 @@ import safetensors.numpy
 from mafx.errors import InputError, refusals
 from mafx.files import Range, check_regular, check_value, parse_json
 from mafx.limits import JSON_BYTES
+from mafx.pretrained.pickles import NEW_OBJECTS, OPCODES, Allowed, RestrictedUnpickler, scan_pickle
 
 MAX_AXES = 8  # of a tensor
 LONGEST_NAME = 500  # of a tensor
@@ -54,13 +55,15 @@ def open_tensors(path: Path) -> TensorFile:
     """Open a file of tensors.
 
     Args:
-      path: A `.safetensors` file, or one that `torch.save` of PyTorch 1.6 or later wrote (`.bin`, `.ckpt`, `.pt`,
-        `.pth`).
+      path: A `.safetensors` file, a pickle of NumPy arrays (`.pkl`), or a file that `torch.save` of PyTorch 1.6 or
+        later wrote (`.bin`, `.ckpt`, `.pt`, `.pth`).
 
     Raises:
       InputError: The file is incomplete, or could execute code.
     """
-    return Safetensors(path) if path.suffix == ".safetensors" else TorchArchive(path)
+    if path.suffix == ".safetensors":
+        return Safetensors(path)
+    return ArrayPickle(path) if path.suffix == ".pkl" else TorchArchive(path)
 
 
 # The dtypes of safetensors that networks are kept in.
@@ -158,7 +161,7 @@ class _Storage(NamedTuple):
     size: int
 
 
-class _Tensor(NamedTuple):
+class StoredTensor(NamedTuple):
     """A view of a storage. Offset and strides count numbers, not bytes."""
 
     storage: _Storage
@@ -187,30 +190,24 @@ class _StorageClass(NamedTuple):
     name: str
 
 
-def _make_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: object) -> _Tensor:
-    return _Tensor(storage, offset, shape, strides)
+def _make_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: object) -> StoredTensor:
+    return StoredTensor(storage, offset, shape, strides)
 
 
-def _make_parameter(tensor: _Tensor, *_: object) -> _Tensor:
+def _make_parameter(tensor: StoredTensor, *_: object) -> StoredTensor:
     return tensor
 
 
-ALLOWED: dict[tuple[str, str], Callable] = {
+ALLOWED: Allowed = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _make_tensor,
     ("torch._utils", "_rebuild_parameter"): _make_parameter,
+    **{("torch", name): _StorageClass(name) for name in DTYPES},
 }
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Builds `_Tensor`s. Every name that is not needed for that is refused, so nothing in the file is executed."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if module == "torch" and name in DTYPES:
-            return _StorageClass(name)
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no file of tensors needs")
-        return ALLOWED[module, name]
+class _TensorUnpickler(RestrictedUnpickler):
+    """Builds `StoredTensor`s."""
 
     def persistent_load(self, pid: tuple) -> _Storage:
         kind, dtype, record, _, size = pid
@@ -219,87 +216,45 @@ class _TensorUnpickler(pickle.Unpickler):
         return _Storage(DTYPES[dtype.name], record, size)
 
 
-# What torch.save writes. Text that must be interpreted and objects that set themselves up are not among it.
-OPCODES = frozenset(
-    (
-        *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
-        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-        *("BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINPERSID", "POP", "POP_MARK", "DUP"),
-        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT"),
-        *("SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"),
-    )
-)
-FILLS = frozenset(("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"))  # what lies below them
-MAX_VALUES = 1000  # in a tuple, with all tuples in it; a tensor needs about 20
+class TorchObject:
+    """What a zip archive of `torch.save` holds, whatever its structure.
 
-
-def scan_pickle(program: bytes) -> None:
-    """Look through a pickle without interpreting it.
-
-    It is followed how many values each tuple holds: hashing a deep one overflows the interpreter's stack, and one that
-    holds another twice, over and over, takes for ever.
-
-    Raises:
-      UnpicklingError: It has operations that no file of tensors needs, a memo with gaps, or too large a tuple.
-    """
-    stack: list[int] = []  # the number of values in each; 0 is a mark
-    memo: dict[object, int] = {}
-    for opcode, argument, place in pickletools.genops(program):
-        name, position = opcode.name, place or 0
-        if name not in OPCODES:
-            raise pickle.UnpicklingError(f"it has the operation {name}, which no file of tensors needs")
-        if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
-            index = len(memo) if name == "MEMOIZE" else argument or 0
-            if index > position:
-                raise pickle.UnpicklingError(f"it has a memo of {index} places in {position} bytes")
-            memo[index] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET"):
-            stack.append(memo[argument])
-        else:
-            _follow(opcode, stack)
-        if stack and stack[-1] > MAX_VALUES:
-            raise pickle.UnpicklingError(f"it has a tuple of more than {MAX_VALUES} values")
-
-
-def _follow(opcode: pickletools.OpcodeInfo, stack: list[int]) -> None:
-    """Do to a stack of numbers of values what an operation does to a stack of values."""
-    if opcode.name in ("MARK", "DUP"):
-        stack.append(0 if opcode.name == "MARK" else stack[-1])
-        return
-    needed, taken = list(opcode.stack_before), 0
-    if pickletools.markobject in needed:
-        while values := stack.pop():
-            taken += values
-        needed = needed[: needed.index(pickletools.markobject)]
-    for _ in needed:
-        taken += stack.pop()
-    changeable = opcode.name in FILLS or opcode.name.startswith("EMPTY")  # cannot be hashed: counts as one value
-    stack += [1 if changeable else 1 + taken for _ in opcode.stack_after]
-
-
-class TorchArchive:
-    """A zip archive of `torch.save`; see `TensorFile`.
-
-    It holds a state dict, or a dict with a state dict under the key `state_dict`.
+    Attributes:
+      path: The file.
+      content: What was saved, with `StoredTensor`s in the place of tensors.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, classes: Allowed | None = None):
+        """Read the structure.
+
+        Args:
+          path: The file.
+          classes: What stands for classes whose objects may be in it.
+
+        Raises:
+          InputError: The file is incomplete, or could execute code.
+        """
         self.path = path
         check_regular(path)
-        with _refusals(path), zipfile.ZipFile(path) as archive:
+        with self.refusals(), zipfile.ZipFile(path) as archive:
             _check_members(archive)
-            self._root, content = _unpickle(archive)
-            if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-                content = content["state_dict"]
-            if not isinstance(content, Mapping):
-                raise InputError(f"{path} was refused: expected a dict of tensors, found {type(content).__name__}")
-            self._tensors = {name: x for name, x in content.items() if isinstance(x, _Tensor)}
-            for name, tensor in self._tensors.items():
-                _check_tensor_name(path, name)
-                self._check_tensor(archive, name, tensor)
-        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+            self._root, self.content = _unpickle(archive, classes or {})
 
-    def _check_tensor(self, archive: zipfile.ZipFile, name: str, tensor: _Tensor) -> None:
+    @contextlib.contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Turn everything that reading can raise into an InputError."""
+        try:
+            with refusals(f"{self.path} was refused"):
+                yield
+        except InputError as error:
+            if not isinstance(error.__cause__, zipfile.BadZipFile):
+                raise
+            reason = f"is not a whole zip archive of torch.save ({error.__cause__})"
+            advice = "download it again, or save it anew with PyTorch 1.6 or later"
+            raise InputError(f"{self.path} {reason}; {advice}") from error
+
+    def check(self, archive: zipfile.ZipFile, name: str, tensor: StoredTensor) -> None:
+        """Check that the open file has what a tensor claims; `name` is for messages."""
         storage, offset, shape, strides = tensor
         where = f"{self.path}: {name}"
         check_value([storage.size, offset, *strides], tuple[int, ...], where)
@@ -309,28 +264,53 @@ class TorchArchive:
         outside = 0 not in shape and (last >= storage.size or math.prod(shape) > storage.size)
         if outside or min(storage.size, offset, *shape, *strides) < 0:
             raise InputError(f"{self.path} was refused: tensor {name} reaches outside its storage")
-        record = archive.getinfo(f"{self._root}data/{storage.record}")
+        record = archive.getinfo(self._record(storage))
         if record.file_size != storage.size * storage.dtype.itemsize:
             raise InputError(f"{self.path} was refused: the storage of {name} has not the size it claims")
 
-    def read(self, name: str) -> np.ndarray:
-        storage, offset, shape, strides = self._tensors[name]
-        with refusals(f"{self.path} is damaged at {name}; download it again"), zipfile.ZipFile(self.path) as archive:
-            values = np.frombuffer(archive.read(f"{self._root}data/{storage.record}"), storage.dtype)
+    def values(self, archive: zipfile.ZipFile, tensor: StoredTensor) -> np.ndarray:
+        """The numbers of a tensor that was checked."""
+        storage, offset, shape, strides = tensor
+        values = np.frombuffer(archive.read(self._record(storage)), storage.dtype)
         return np.lib.stride_tricks.as_strided(values[offset:], shape, [n * values.itemsize for n in strides])
 
+    def _record(self, storage: _Storage) -> str:
+        return f"{self._root}data/{storage.record}"
 
-@contextlib.contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """Turn everything that opening an archive can raise into an InputError."""
-    try:
-        with refusals(f"{path} was refused"):
-            yield
-    except InputError as error:
-        if not isinstance(error.__cause__, zipfile.BadZipFile):
-            raise
-        advice = "download it again, or save it anew with PyTorch 1.6 or later"
-        raise InputError(f"{path} is not a whole zip archive of torch.save ({error.__cause__}); {advice}") from error
+
+class TorchArchive(TorchObject):
+    """A zip archive of `torch.save`; see `TensorFile`.
+
+    It holds a state dict, or a dict with a state dict under one of the keys `STATE_KEYS`.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        with self.refusals(), zipfile.ZipFile(path) as archive:
+            self._tensors = _tensors_of(path, self.content, StoredTensor)
+            for name, tensor in self._tensors.items():
+                self.check(archive, name, tensor)
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        with refusals(f"{self.path} is damaged at {name}; download it again"), zipfile.ZipFile(self.path) as archive:
+            return self.values(archive, self._tensors[name])
+
+
+STATE_KEYS = ("state_dict", "model")  # the second is detectron2's
+
+
+def _tensors_of(path: Path, content: object, kind: type) -> dict[str, Any]:
+    """The tensors of a state dict, by name; all else in it is left out."""
+    for key in STATE_KEYS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping):
+        raise InputError(f"{path} was refused: expected a dict of tensors, found {type(content).__name__}")
+    tensors = {name: x for name, x in content.items() if isinstance(x, kind)}
+    for name in tensors:
+        _check_tensor_name(path, name)
+    return tensors
 
 
 def _check_members(archive: zipfile.ZipFile) -> None:
@@ -343,7 +323,7 @@ def _check_members(archive: zipfile.ZipFile) -> None:
         raise pickle.UnpicklingError("its members have not the sizes that they claim")
 
 
-def _unpickle(archive: zipfile.ZipFile) -> tuple[str, object]:
+def _unpickle(archive: zipfile.ZipFile, classes: Allowed) -> tuple[str, Any]:
     """The archive's root folder, which ends with a slash, and the content of its pickle."""
     names = archive.namelist()
     pickles = [name for name in names if name.endswith("/data.pkl")]
@@ -355,8 +335,82 @@ def _unpickle(archive: zipfile.ZipFile) -> tuple[str, object]:
         raise pickle.UnpicklingError("it was written big-endian")
     JSON_BYTES.check(pickles[0], archive.getinfo(pickles[0]).file_size)
     program = archive.read(pickles[0])
-    scan_pickle(program)
-    return root, _TensorUnpickler(io.BytesIO(program)).load()
+    scan_pickle(program, OPCODES | NEW_OBJECTS if classes else OPCODES)
+    return root, _TensorUnpickler(io.BytesIO(program), {**ALLOWED, **classes}).load()
+
+
+# -- Pickles of arrays, which model zoos have
+
+
+ARRAY_DTYPES = {x: np.dtype(x) for x in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")}
+NATIVE_ORDERS = ("<", "|")  # the first byte is the least, or there is one only
+
+
+class _PickledDtype:
+    """A dtype of NumPy as pickles have it: a name such as "f4", and a state with the order of bytes."""
+
+    def __init__(self, name: str, *_: object):
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = state[1]
+
+
+class _PickledArray:
+    """An array of NumPy as pickles have it: shape, dtype, whether columns come first, and bytes."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, self.shape, self.dtype, self.column_major, self.content = state
+
+
+def _make_array(kind: type, *_: object) -> _PickledArray:
+    if kind is not _PickledArray:
+        raise pickle.UnpicklingError("it has an array of an unknown kind")
+    return _PickledArray()
+
+
+ALLOWED_FOR_ARRAYS: Allowed = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledDtype,
+    ("numpy.core.multiarray", "_reconstruct"): _make_array,
+    ("numpy._core.multiarray", "_reconstruct"): _make_array,
+}
+
+
+class ArrayPickle:
+    """A pickle of arrays of NumPy, in protocol 2 to 4 and from Python 2 or 3; see `TensorFile`.
+
+    It holds a dict of arrays, or a dict with such a dict under one of the keys `STATE_KEYS`.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        check_regular(path)
+        with refusals(f"{path} was refused"), path.open("rb") as file:
+            scan_pickle(file)
+            file.seek(0)
+            content = RestrictedUnpickler(file, ALLOWED_FOR_ARRAYS).load()
+            tensors = _tensors_of(path, content, _PickledArray)
+            self._arrays = {name: _array_of(f"{path}: {name}", x) for name, x in tensors.items()}
+        self.shapes = {name: x.shape for name, x in self._arrays.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+
+def _array_of(where: str, pickled: _PickledArray) -> np.ndarray:
+    """The array, without a copy of its bytes."""
+    shape = check_value([*pickled.shape], Annotated[tuple[Natural, ...], Range(0, MAX_AXES)], where)
+    dtype, order = pickled.dtype.name, pickled.dtype.order
+    if dtype not in ARRAY_DTYPES or order not in NATIVE_ORDERS:
+        raise InputError(f"{where}: expected one of the dtypes {', '.join(ARRAY_DTYPES)}, found {ascii(dtype)[:50]}")
+    content = pickled.content
+    content = content.encode("latin1") if isinstance(content, str) else content
+    values = np.frombuffer(content, ARRAY_DTYPES[dtype])
+    if values.size != math.prod(shape):
+        raise InputError(f"{where}: expected as many numbers as its shape {shape} has, found {values.size}")
+    return values.reshape(shape, order="F" if pickled.column_major else "C")
 
 
 # -- Writing
