@@ -35,7 +35,7 @@ Reading order, in which a module imports only from those before it:
     pretrained: pickles, formats, names, configs, layout
     bundled
     compiling, progress, flops, settings, steps, sampling, budget, program, animation
-    densepose: people, layers, resnet, proposals, roi, heads, rcnn, rcnn_weights
+    densepose: people, layers, resnet, proposals, roi, heads, rcnn, rcnn_weights, rcnn_run, dumps
     evaluation: networks, features, protocol
     training: config, sharding, optimiser, averages, step, checkpoints, runs, start, watch, loop, fit
     sources, jobs

@@ -63,7 +63,9 @@ class Decoder(nn.Module):
         for k, level in enumerate(levels[1:], 1):
             x = level
             for i in range(k):
-                x = double_bilinear(nn.relu(conv(self.inner, 3, f"p{k + 2}.{2 * i}")(x)))  # the resizes have odd numbers
+                x = double_bilinear(
+                    nn.relu(conv(self.inner, 3, f"p{k + 2}.{2 * i}")(x))
+                )  # the resizes have odd numbers
             total = total + x
         return conv(self.outer, 1, "predictor")(total)
 

@@ -20,6 +20,19 @@ class Person(NamedTuple):
     score: float
 
 
+def whole_box(box: np.ndarray) -> tuple[int, int, int, int]:
+    """The whole pixels of a box, as detectron2 has them.
+
+    Args:
+      box: float32 `4`: x0 y0 x1 y1 in pixels, inside of the frame.
+
+    Returns:
+      x, y, width and height, each without its fraction.
+    """
+    x0, y0, x1, y1 = np.asarray(box, np.float32)
+    return int(x0), int(y0), int(x1 - x0), int(y1 - y0)
+
+
 def paint(people: Iterable[Person], size: tuple[int, int]) -> np.ndarray:
     """Paint people over one another, in their order.
 
