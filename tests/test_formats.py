@@ -1,6 +1,7 @@
 import collections
 import os
 import pickle
+import pickletools
 import zipfile
 
 import ml_dtypes
@@ -65,6 +66,90 @@ def test_malicious_pickles_are_refused_and_not_run(tmp_path, monkeypatch, call):
     with pytest.raises(InputError, match="refused: it asks for"):
         open_tensors(tmp_path / "x.ckpt")
     assert not (tmp_path / "hacked").exists()
+
+
+def old_numpy(program):
+    """As NumPy 1 would have written it; only protocols before 4 have names in lines."""
+    return program.replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+
+
+def python_2(program):
+    """Bytes as text, which Python 2 did not distinguish."""
+    changed = bytearray(program)
+    for opcode, _, place in pickletools.genops(program):
+        if opcode.name in ("SHORT_BINBYTES", "BINBYTES"):
+            changed[place] = ord("U" if opcode.name == "SHORT_BINBYTES" else "T")
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("change", [bytes, old_numpy, python_2])
+def test_pickles_of_arrays(tmp_path, rng, protocol, change):
+    arrays = {f"a.{dtype}": rng.normal(0, 99, (3, 4)).astype(dtype) for dtype in ("f2", "f4", "f8", "i1", "u1", "i8")}
+    arrays |= {"columns first": np.asfortranarray(arrays["a.f4"]), "long": np.arange(300), "none": np.zeros((0, 3))}
+    content = {"model": arrays, "__author__": "nobody", "step": 3}
+    (tmp_path / "a.pkl").write_bytes(change(pickle.dumps(content, protocol=protocol)))
+    file = open_tensors(tmp_path / "a.pkl")
+    assert file.shapes == {name: x.shape for name, x in arrays.items()}
+    for name, x in arrays.items():
+        assert file.read(name).dtype == x.dtype
+        np.testing.assert_array_equal(file.read(name), x)
+
+
+class Lie:
+    """An array with a state of its own."""
+
+    def __init__(self, shape=(4,), dtype="f4", column_major=False, content=bytes(16)):
+        self.state = (1, shape, np.dtype(dtype), column_major, content)
+
+    def __reduce__(self):
+        return np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), self.state
+
+
+@pytest.mark.parametrize(
+    ("x", "match"),
+    [
+        (Lie(shape=(5,)), "as many numbers as its shape"),
+        (Lie(shape=(2**40, 0)), "as many numbers as its shape"),
+        (Lie(shape=(-4,)), "at least 0"),
+        (Lie(shape=(1,) * 9), "expected a list"),
+        (Lie(shape="abcd"), "expected a whole number"),
+        (Lie(dtype=">f4"), "expected one of the dtypes"),
+        (Lie(dtype="O", content=[1, 2]), "expected one of the dtypes"),
+        (Lie(dtype="U1"), "expected one of the dtypes"),
+        (Lie(content=bytes(15)), "was refused"),
+        (Lie(content=7), "was refused"),
+        (Lie(content="\u0416" * 16), "was refused"),
+        (Malicious((os.system, ("touch hacked",))), "asks for (posix|nt).system"),
+        (Malicious((eval, ("1",))), "asks for builtins.eval"),
+        (Malicious((np.load, ("a",))), "asks for numpy"),
+    ],
+)
+def test_pickles_of_arrays_that_lie_are_refused(tmp_path, monkeypatch, x, match):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": {"a": x}}, protocol=4))
+    with pytest.raises(InputError, match=match):
+        open_tensors(tmp_path / "a.pkl")
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_pickles_that_are_cut_or_other_files_are_refused(tmp_path):
+    whole = pickle.dumps({"model": {"a": np.arange(99)}}, protocol=4)
+    zipped = tmp_path / "b.pkl"
+    _archive(zipped, _tensor())
+    for broken in (whole[: len(whole) // 2], whole[:3], b"", b"hello, this is no pickle", zipped.read_bytes()):
+        (tmp_path / "a.pkl").write_bytes(broken)
+        with pytest.raises(InputError, match="a.pkl was refused"):
+            open_tensors(tmp_path / "a.pkl")
+
+
+def test_state_dicts_of_detectron2(tmp_path):
+    """They lie under the key "model"; what else a training saves is left out."""
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        program = b"\x80\x02}(X\x05\x00\x00\x00model}X\x01\x00\x00\x00a" + _tensor() + b"sX\x04\x00\x00\x00stepK\x01u."
+        archive.writestr("x/data.pkl", program)
+        archive.writestr("x/data/0", b"\0" * 16)
+    assert open_tensors(tmp_path / "x.pth").shapes == {"a": (4,)}
 
 
 def _archive(path, tensor_program, storage=b"\0" * 16, compression=zipfile.ZIP_STORED):

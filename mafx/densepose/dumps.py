@@ -1,4 +1,4 @@
-"""Dumps of detectron2: what `apply_net.py dump` of its DensePose project writes, read without PyTorch and without it."""
+"""Dumps of detectron2: what `apply_net.py dump` of its DensePose project writes, read without either."""
 
 import zipfile
 from pathlib import Path

@@ -62,10 +62,8 @@ class Decoder(nn.Module):
         total = nn.relu(conv(self.inner, 3, "p2.0")(levels[0]))
         for k, level in enumerate(levels[1:], 1):
             x = level
-            for i in range(k):
-                x = double_bilinear(
-                    nn.relu(conv(self.inner, 3, f"p{k + 2}.{2 * i}")(x))
-                )  # the resizes have odd numbers
+            for i in range(k):  # the resizes have odd numbers
+                x = double_bilinear(nn.relu(conv(self.inner, 3, f"p{k + 2}.{2 * i}")(x)))
             total = total + x
         return conv(self.outer, 1, "predictor")(total)
 

@@ -123,18 +123,17 @@ def best(scores: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return jnp.pad(found, padding, constant_values=-jnp.inf), jnp.pad(indices, padding)
 
 
-def propose(logits: Sequence[jax.Array], deltas: Sequence[jax.Array], size: Size) -> tuple[jax.Array, jax.Array]:
+def propose(levels: Sequence[tuple[jax.Array, jax.Array]], size: Size) -> tuple[jax.Array, jax.Array]:
     """The boxes that look most like something.
 
     Args:
-      logits: For each level, `b h w 3`.
-      deltas: For each level, `b h w 12`: four numbers for each anchor.
+      levels: For each level logits `b h w 3`, and deltas `b h w 12`: four numbers for each anchor.
       size: Of the resized picture.
 
     Returns:
       Boxes `b 1000 4`, the best first, and their logits float32 `b 1000`, which are -inf where there is no more box.
     """
-    per_level = [_best_of_level(i, *maps, size) for i, maps in enumerate(zip(logits, deltas, strict=True))]
+    per_level = [_best_of_level(i, *maps, size) for i, maps in enumerate(levels)]
     boxes, scores = (jnp.stack(parts, 1) for parts in zip(*per_level, strict=True))  # b level n 4, b level n
     kept = suppress(boxes, scores > -jnp.inf, PROPOSAL_OVERLAP)
     scores, indices = best(jnp.where(kept, scores, -jnp.inf).reshape(len(scores), -1), PROPOSALS)

@@ -49,7 +49,7 @@ class RCNNConfig:
       coarse: Channels of the coarse segmentation.
     """
 
-    blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
     stem: int = 64
     inner: int = 64
     outer: int = 256
@@ -130,7 +130,7 @@ class DensePoseRCNN(nn.Module):
           The detections, and the maps `b h w c` that `describe` reads.
         """
         levels = self.pyramid(self.resnet(x))
-        boxes, logits = propose(*zip(*map(self.proposal_head, levels), strict=True), size)
+        boxes, logits = propose([self.proposal_head(x) for x in levels], size)
         return self.refine(levels[:4], boxes, logits > -jnp.inf, size), self.decode(levels[:4])
 
     def refine(self, levels: Sequence[jax.Array], boxes: jax.Array, valid: jax.Array, size: Size) -> Detections:

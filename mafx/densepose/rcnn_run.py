@@ -70,8 +70,8 @@ def frame_boxes(boxes: np.ndarray, resized: Size, size: Size) -> np.ndarray:
       float32 `n 4`, inside of the frame. Some may be empty.
     """
     # In float32 a box at the edge does not always come back to the edge: its width can be a pixel less.
-    scales = np.float32([size[1] / resized[1], size[0] / resized[0]] * 2)
-    return np.clip(boxes * scales, 0, np.float32([size[1], size[0]] * 2))
+    scales = np.array([size[1] / resized[1], size[0] / resized[0]] * 2, np.float32)
+    return np.clip(boxes * scales, 0, np.array([size[1], size[0]] * 2, np.float32))
 
 
 def chart_labels(coarse: np.ndarray, fine: np.ndarray, size: Size) -> np.ndarray:
@@ -89,6 +89,8 @@ def chart_labels(coarse: np.ndarray, fine: np.ndarray, size: Size) -> np.ndarray
       uint8 `size`.
     """
     labels = np.zeros(size, np.uint8)
+    if not labels.size:
+        return labels
     above, below, share = _neighbours(len(fine), size[0])
     coarse, fine = (_blend(x, *_neighbours(x.shape[1], size[1]), axis=1) for x in (coarse, fine))
     for start in range(0, size[0], ROWS_AT_ONCE):
@@ -118,7 +120,7 @@ def _blend(x: np.ndarray, before: np.ndarray, after: np.ndarray, share: np.ndarr
 class _Batch(NamedTuple):
     """Frames of one size, and what `detect` makes of them."""
 
-    count: int
+    frames: int
     size: Size
     resized: Size
     detections: Detections
@@ -212,7 +214,7 @@ class RCNNFinder:
         with memory_advice(ADVICE):
             boxes, scores = map(np.asarray, batch.detections)
         in_frame = frame_boxes(boxes, batch.resized, batch.size)
-        people: list[list[Person]] = [[] for _ in range(batch.count)]
+        people: list[list[Person]] = [[] for _ in range(batch.frames)]
         for slots, coarse, fine in self._charts(batch, boxes, int((scores > 0).sum(1).max())):
             for i, found in enumerate(people):
                 for j, slot in enumerate(slots):
@@ -239,7 +241,7 @@ class RCNNFinder:
 
     @functools.cached_property
     def _detect(self) -> Any:
-        def detect(params: dict, pictures: jax.Array) -> tuple[Detections, list[jax.Array]]:
+        def detect(params: dict, pictures: jax.Array) -> Any:
             x = prepare(pictures, self._dtype)
             return self._network.apply({"params": params}, x, pictures.shape[1:3], method="detect")
 
@@ -248,7 +250,7 @@ class RCNNFinder:
     @functools.cached_property
     def _describe(self) -> Any:
         def describe(params: dict, maps: list[jax.Array], boxes: jax.Array) -> tuple[jax.Array, jax.Array]:
-            charts = self._network.apply({"params": params}, maps, boxes, method="describe")
+            charts: Any = self._network.apply({"params": params}, maps, boxes, method="describe")
             return charts.coarse, charts.fine  # what is not asked for is not computed
 
         return self._compiled(describe)

@@ -77,7 +77,7 @@ def _taps(edges: jax.Array, limits: jax.Array, side: int) -> tuple[jax.Array, ja
     places = (np.arange(side, dtype=np.float32)[:, None] + within).reshape(1, 1, -1)
     samples = first + places * bins  # b n (side samples)
     last = (limits[..., None] - 1).astype(jnp.float32)
-    inside = (samples >= -1) & (samples <= last + 1)
+    inside = ((samples >= -1) & (samples <= last + 1)).astype(jnp.float32)
     samples = jnp.clip(samples, 0, last)
     before = jnp.floor(samples)
     share = samples - before
