@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,8 @@ def _write_tensors(name: str, folder: Path) -> None:
     folder.mkdir(parents=True)
     if name.endswith("safetensors"):
         write_safetensors(folder / name, _tensors())
+    elif name.endswith("pkl"):
+        (folder / name).write_bytes(pickle.dumps({"model": _tensors(), "__author__": "nobody"}, protocol=4))
     else:
         write_torch_archive(folder / name, _tensors().items())
 
@@ -285,6 +288,7 @@ READERS = {
     "frames": Reader(_write_frames, _read_frames),
     "safetensors": Reader(functools.partial(_write_tensors, "a.safetensors"), _read_tensors),
     "archives": Reader(functools.partial(_write_tensors, "a.ckpt"), _read_tensors),
+    "pickles": Reader(functools.partial(_write_tensors, "a.pkl"), _read_tensors),
     "published configs": Reader(_write_published, _read_published),
     "vocabulary": Reader(_write_vocabulary, _read_vocabulary),
     "config of a run": Reader(_write_run, _read_run),

@@ -52,12 +52,12 @@ def roi_align(maps: Sequence[jax.Array], boxes: jax.Array, side: int) -> jax.Arr
     rows, row_weights = _taps(boxes[..., 1::2] / strides[..., None], jnp.asarray(heights)[level], side)
     columns, column_weights = _taps(boxes[..., 0::2] / strides[..., None], jnp.asarray(widths)[level], side)
     row_starts = start[..., None, None] + rows * jnp.asarray(widths)[level][..., None, None]
-    total = jnp.zeros((b, n, side, side, c), jnp.float32)
+    total = jnp.zeros((b * n * side**2, c), jnp.float32)  # two axes, since TPUs pad others to their tiles
     for k, m in itertools.product(range(2 * SAMPLES), repeat=2):
         indices = row_starts[..., k, None] + columns[..., None, :, m]  # b n i j
         weights = row_weights[..., k, None] * column_weights[..., None, :, m]
-        total += weights[..., None] * table[indices].astype(jnp.float32)
-    return total.astype(maps[0].dtype)
+        total += weights.reshape(-1, 1) * table[indices.reshape(-1)].astype(jnp.float32)
+    return total.astype(maps[0].dtype).reshape(b, n, side, side, c)
 
 
 def _taps(edges: jax.Array, limits: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
