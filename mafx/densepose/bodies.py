@@ -137,9 +137,9 @@ def turn(vector: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
 # Radii at the two ends in metres, how far they are lifted towards the viewer (depths are less sure than places), and
 # how far the outline's other places belong to them, for clothes and hair.
 SIZES: dict[str, tuple[float, float, float, float]] = {
-    "torso": (0.09, 0.08, 0.05, 0.05), "wedge": (0.03, 0.10, 0.05, 0.05),
+    "torso": (0.09, 0.08, 0.05, 0.04), "wedge": (0.03, 0.10, 0.05, 0.04),
     "head": (0.07, 0.08, 0.1, 0.01), "neck": (0.045, 0.055, 0.08, 0.04),
-    "upper_arm": (0.042, 0.044, 0.1, 0.07), "lower_arm": (0.046, 0.028, 0.1, 0.1), "hand": (0.03, 0.04, 0.1, 0.02),
+    "upper_arm": (0.042, 0.042, 0.1, 0.07), "lower_arm": (0.046, 0.028, 0.1, 0.1), "hand": (0.03, 0.04, 0.1, 0.02),
     "thigh": (0.085, 0.06, 0.0, 0.1), "shin": (0.058, 0.04, 0.0, 0.1), "foot": (0.04, 0.04, 0.02, 0.05),
 }  # fmt: skip
 SIDES = LABELS | {"wedge": LABELS["torso"]} | dict.fromkeys(("head", "neck"), (HEAD["right"], HEAD["left"]))
@@ -177,7 +177,7 @@ def _torso(body: Skeleton) -> list[Limb]:
 
 
 COLUMN_TOP, COLUMN_BOTTOM = 0.72, 0.95  # how far the columns stand from the middle, of what the joints do
-WAIST, CROTCH = 0.05, 0.06  # metres above and below the hips, where columns and wedge end
+WAIST, CROTCH = 0.04, 0.06  # metres above and below the hips, where columns and wedge end
 FLATNESS = 3.0  # of the trunk, whose front and back are wider than its sides
 
 
@@ -185,7 +185,7 @@ def _head(body: Skeleton) -> list[Limb]:
     """An egg between the ears, and the neck, which DensePose counts as head."""
     ears, nose, chest = body.at(*EARS), body.at(NOSE), body.at(*SHOULDERS)
     up = unit(body.metres(*EYES) - body.metres(*MOUTH)) * body.scale
-    left = unit(body.span(EARS[1], EARS[0]) + 2 * body.span(EYES[1], EYES[0]))
+    left = unit(body.span(EARS[1], EARS[0])) * (1, 1, FACE_TURN)
     middle = ears + HEAD_FORWARD * (nose - ears)
     return [
         _limb(body, "head", "", middle - CHIN * up, middle + CROWN * up, left),
@@ -193,8 +193,9 @@ def _head(body: Skeleton) -> list[Limb]:
     ]
 
 
-HEAD_FORWARD = 0.25  # where the head's middle is between ears and nose
-CHIN, CROWN = 0.01, 0.04  # metres below and above it, from which the egg is round
+FACE_TURN = 0.7  # how much of the head's turn shows in its halves
+HEAD_FORWARD = 0.2  # where the head's middle is between ears and nose
+CHIN, CROWN = 0.0, 0.04  # metres below and above it, from which the egg is round
 NECK_BOTTOM = 0.4  # where the neck begins between the shoulders and the head's middle
 
 

@@ -66,23 +66,11 @@ class Crop(NamedTuple):
         Returns:
           float32 `pixels pixels 3` in [0, 1].
         """
-        x, y = self.to_picture(np.zeros((1, 2)))[0]
+        axes, origin = self.axes / pixels, self.to_picture(np.zeros((1, 2)))[0]
+        shown = warp(picture, pixels, pixels, axes, origin)
         if repeat:
-            picture, left, top = self._repeat_border(picture)
-            x, y = x - left, y - top
-        return warp(picture, pixels, pixels, self.axes / pixels, (x, y)).astype(np.float32) / 255
-
-    def _repeat_border(self, picture: np.ndarray) -> tuple[np.ndarray, int, int]:
-        """The part of a picture, continued where needed, that the square lies in, and its left and top."""
-        H, W = picture.shape[:2]
-        corners = self.to_picture(np.array([(0, 0), (0, 1), (1, 0), (1, 1)]))
-        left, top = np.floor(corners.min(0)).astype(int) - 1
-        right, bottom = np.ceil(corners.max(0)).astype(int) + 1
-        rows, columns = np.clip([top, bottom], 0, H), np.clip([left, right], 0, W)
-        rows, columns = np.clip(rows, [0, 1], [H - 1, H]), np.clip(columns, [0, 1], [W - 1, W])  # at least a pixel
-        beyond = (rows[0] - top, bottom - rows[1]), (columns[0] - left, right - columns[1])
-        inside = picture[rows[0] : rows[1], columns[0] : columns[1]]
-        return np.pad(inside, [*np.maximum(beyond, 0), (0, 0)], mode="edge"), left, top
+            _repeat_border(shown, picture, axes, origin)
+        return shown.astype(np.float32) / 255
 
     def paste(self, mask: np.ndarray, box: tuple[int, int, int, int], step: int) -> np.ndarray:
         """What a box of the picture shows of an array in the square, the inverse of `cut`.
@@ -118,7 +106,16 @@ def warp(picture: np.ndarray, height: int, width: int, axes: np.ndarray, origin:
     x, y = np.asarray(origin) + 0.5 - (axes[0] + axes[1]) / 2  # Pillow counts from the corners of pixels
     matrix = right_x, down_x, x, right_y, down_y, y
     image = Image.fromarray(picture)
-    return np.asarray(image.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
+    return np.array(image.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
+
+
+def _repeat_border(shown: np.ndarray, picture: np.ndarray, axes: np.ndarray, origin: np.ndarray) -> None:
+    """Let places of `warp`'s result that lie beyond the picture have the colours of its border. It changes `shown`."""
+    H, W = picture.shape[:2]
+    steps = np.arange(len(shown), dtype=np.float32)
+    x, y = (origin[i] + axes[0, i] * steps + axes[1, i] * steps[:, None] for i in (0, 1))
+    beyond = (x < 0) | (y < 0) | (x > W - 1) | (y > H - 1)
+    shown[beyond] = picture[y[beyond].round().clip(0, H - 1).astype(int), x[beyond].round().clip(0, W - 1).astype(int)]
 
 
 # -- Smoothing
