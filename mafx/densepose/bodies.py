@@ -26,7 +26,7 @@ HIPS, KNEES, ANKLES, HEELS, TOES = (23, 24), (25, 26), (27, 28), (29, 30), (31, 
 
 LARGEST_SIDE = 512  # pixels of a person's box that are drawn one by one; in larger ones, squares of pixels
 RIM = 0.5  # how far the surface looks to the viewer, over how far sideways, where an outline is beyond its limb
-IN_OUTLINE = 0.6  # least probability
+IN_OUTLINE = 0.62  # least probability
 
 
 class Limb(NamedTuple):
@@ -138,8 +138,8 @@ def turn(vector: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
 # how far the outline's other places belong to them, for clothes and hair.
 SIZES: dict[str, tuple[float, float, float, float]] = {
     "torso": (0.09, 0.08, 0.05, 0.04), "wedge": (0.03, 0.10, 0.05, 0.04),
-    "head": (0.07, 0.08, 0.1, 0.01), "neck": (0.045, 0.055, 0.08, 0.04),
-    "upper_arm": (0.042, 0.042, 0.1, 0.07), "lower_arm": (0.046, 0.028, 0.1, 0.1), "hand": (0.03, 0.04, 0.1, 0.02),
+    "head": (0.07, 0.08, 0.1, 0.01), "neck": (0.05, 0.055, 0.08, 0.04),
+    "upper_arm": (0.042, 0.045, 0.1, 0.07), "lower_arm": (0.045, 0.026, 0.1, 0.1), "hand": (0.03, 0.04, 0.1, 0.02),
     "thigh": (0.085, 0.06, 0.0, 0.1), "shin": (0.058, 0.04, 0.0, 0.1), "foot": (0.04, 0.04, 0.02, 0.05),
 }  # fmt: skip
 SIDES = LABELS | {"wedge": LABELS["torso"]} | dict.fromkeys(("head", "neck"), (HEAD["right"], HEAD["left"]))
@@ -176,7 +176,7 @@ def _torso(body: Skeleton) -> list[Limb]:
     return [wedge, *(_limb(body, "torso", "", bottom, top, front) for bottom, top in columns)]
 
 
-COLUMN_TOP, COLUMN_BOTTOM = 0.72, 0.95  # how far the columns stand from the middle, of what the joints do
+COLUMN_TOP, COLUMN_BOTTOM = 0.75, 0.95  # how far the columns stand from the middle, of what the joints do
 WAIST, CROTCH = 0.04, 0.06  # metres above and below the hips, where columns and wedge end
 FLATNESS = 3.0  # of the trunk, whose front and back are wider than its sides
 
@@ -194,9 +194,9 @@ def _head(body: Skeleton) -> list[Limb]:
 
 
 FACE_TURN = 0.7  # how much of the head's turn shows in its halves
-HEAD_FORWARD = 0.2  # where the head's middle is between ears and nose
+HEAD_FORWARD = 0.15  # where the head's middle is between ears and nose
 CHIN, CROWN = 0.0, 0.04  # metres below and above it, from which the egg is round
-NECK_BOTTOM = 0.4  # where the neck begins between the shoulders and the head's middle
+NECK_BOTTOM = 0.45  # where the neck begins between the shoulders and the head's middle
 
 
 def _arm(body: Skeleton, side: int, name: str) -> list[Limb]:
@@ -212,9 +212,10 @@ def _arm(body: Skeleton, side: int, name: str) -> list[Limb]:
     outer = -UPPER_AHEAD * ahead - inwards
     outer_lower = -LOWER_AHEAD * turn(ahead, upper, lower) - turn(inwards, upper, lower) - PALM_WEIGHT * palm
     hand = body.at(index, little) - body.at(wrist)
+    bent = body.at(elbow) + ELBOW * (body.at(shoulder) - body.at(elbow))
     return [
-        _limb(body, "upper_arm", name, body.at(shoulder), body.at(elbow), unit(outer)),
-        _limb(body, "lower_arm", name, body.at(elbow), body.at(wrist), unit(outer_lower)),
+        _limb(body, "upper_arm", name, body.at(shoulder), bent, unit(outer)),
+        _limb(body, "lower_arm", name, bent, body.at(wrist), unit(outer_lower)),
         _limb(body, "hand", name, body.at(wrist) + HAND_START * hand, body.at(wrist) + HAND_END * hand, body.front),
     ]
 
@@ -222,6 +223,7 @@ def _arm(body: Skeleton, side: int, name: str) -> list[Limb]:
 BEND_WEIGHT = 1.0  # of the bent elbow against how arms hang, in saying which side of an arm is its front
 UPPER_AHEAD, LOWER_AHEAD = 0.8, 0.7  # how much the front belongs to the inner side
 PALM_WEIGHT = 1.0
+ELBOW = 0.07  # of the way from the elbow to the shoulder, where the lower arm begins
 HAND_START, HAND_END = 0.3, 1.6  # of the way from the wrist to the knuckles, where the hand's capsule has its ends
 
 
