@@ -27,6 +27,7 @@ Reading order, in which a module imports only from those before it:
 
     errors, limits, files, interrupts, commands, tables, stamps
     boxes, media, densepose, metrics
+    densepose: capsules, people, pose_files, pose_networks, landmarks, bodies
     diffusion: schedule, samplers, losses, windows
     data: puppets, clips, raw, layouts, staging, builders, datasets, examples, latents
     models: kernels, convolution, layers, fused, attention, temporal, unet, control

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.special import expit
 
 from mafx.densepose.pose_networks import DETECTION_SIDE, LANDMARK_SIDE, CropLandmarks, PoseNetworks
+from mafx.media import Size
 
 BODY = 33  # landmarks that are used; the next two say where the next crop is
 MARGIN = 1.25  # side of a crop over the diameter of the circle around a person
@@ -130,7 +131,7 @@ class OneEuro:
     def __init__(self, fps: float, least_cutoff: float, beta: float, speed_cutoff: float = 1.0):
         """`least_cutoff` and `speed_cutoff` are in Hz; `beta` says how much speed raises the former."""
         self._fps, self._least_cutoff, self._beta = fps, least_cutoff, beta
-        self._speed_weight = self._weight(np.float64(speed_cutoff))
+        self._speed_weight = self._weight(speed_cutoff)
         self._raw = self._smooth = self._speed = np.zeros(0)
 
     def __call__(self, x: np.ndarray, scale: float = 1.0) -> np.ndarray:
@@ -144,7 +145,7 @@ class OneEuro:
         self._raw, self._smooth = x, self._smooth + weight * (x - self._smooth)
         return self._smooth
 
-    def _weight(self, cutoff: np.ndarray) -> np.ndarray:
+    def _weight(self, cutoff):
         """That of a new value."""
         return 1 / (1 + self._fps / (2 * np.pi * cutoff))
 
@@ -183,6 +184,7 @@ class Pose(NamedTuple):
       mask: Probability of each place in the crop that it shows the person, float32 `256 256`.
       crop: Where the network looked.
       presence: Probability that there is a person.
+      size: Rows and columns of the picture.
     """
 
     points: np.ndarray
@@ -191,6 +193,7 @@ class Pose(NamedTuple):
     mask: np.ndarray
     crop: Crop
     presence: float
+    size: Size
 
     @property
     def next_crop(self) -> Crop:
@@ -248,7 +251,7 @@ class PoseFinder:
         found = self._networks.find_landmarks(track.crop.cut(frame, LANDMARK_SIDE, repeat=True))
         if found.presence < LEAST_PRESENCE:
             return None
-        pose = _place(found, track.crop)
+        pose = _place(found, track.crop, frame.shape[:2])
         return track.smoothing(pose) if self._tracking else pose
 
 
@@ -256,7 +259,7 @@ def _is_near(crop: Crop, other: Crop) -> bool:
     return bool(np.hypot(*(crop.centre - other.centre)) < NEAR * max(crop.side, other.side))
 
 
-def _place(found: CropLandmarks, crop: Crop) -> Pose:
+def _place(found: CropLandmarks, crop: Crop, size: Size) -> Pose:
     """From the crop into the picture."""
     used = BODY + 2
     plane = crop.to_picture(found.points[:used, :2])
@@ -268,4 +271,5 @@ def _place(found: CropLandmarks, crop: Crop) -> Pose:
         mask=expit(found.mask),
         crop=crop,
         presence=found.presence,
+        size=size,
     )

