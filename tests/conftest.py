@@ -23,6 +23,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 from micro import MICRO
 
+from mafx.densepose.pose_files import fetch_pose_files
+from mafx.errors import InputError
 from mafx.model import random_model
 from mafx.models.animator import SIZES
 from mafx.pretrained.layout import load_pretrained
@@ -31,12 +33,16 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 PUBLISHED = SHARED / "fixtures" / "tiny"
 
 
+def shared_folder(tmp_path_factory):
+    """A folder of this session, for all of its processes."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """Tests that build the same program anew do not compile it anew; nothing outlives the session."""
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
+    jax.config.update("jax_compilation_cache_dir", str(shared_folder(tmp_path_factory) / "compiled"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,6 +69,15 @@ def published():
 @pytest.fixture(scope="session")
 def published_model(published):
     return load_pretrained(published)
+
+
+@pytest.fixture(scope="session")
+def pose_files(tmp_path_factory):
+    """The networks of BlazePose, fetched once for all tests, in whichever process they run."""
+    try:
+        return fetch_pose_files(shared_folder(tmp_path_factory))
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

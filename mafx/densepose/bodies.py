@@ -127,8 +127,8 @@ class Size(NamedTuple):
     reach: float
 
 
-# The trunk, the head and the arms were fitted to the first half of one clip, whose DensePose renders are known. All else
-# is anatomy: the clip shows neither legs nor, clearly, hands.
+# The trunk, the head and the arms were fitted to the first half of one clip, whose DensePose renders are known. All
+# else is anatomy: the clip shows neither legs nor, clearly, hands.
 SIZES = {
     "torso": Size(0.09, 0.08, 0.05, 0.04),
     "wedge": Size(0.03, 0.10, 0.05, 0.04),

@@ -114,9 +114,17 @@ def _repeat_border(shown: np.ndarray, picture: np.ndarray, axes: np.ndarray, ori
     """Let places of `warp`'s result that lie beyond the picture have the colours of its border. It changes `shown`."""
     H, W = picture.shape[:2]
     steps = np.arange(len(shown), dtype=np.float32)
+    axes, origin = axes.astype(np.float32), origin.astype(np.float32)
     x, y = (origin[i] + axes[0, i] * steps + axes[1, i] * steps[:, None] for i in (0, 1))
     beyond = (x < 0) | (y < 0) | (x > W - 1) | (y > H - 1)
-    shown[beyond] = picture[y[beyond].round().clip(0, H - 1).astype(int), x[beyond].round().clip(0, W - 1).astype(int)]
+    x, y = x[beyond].clip(0, W - 1), y[beyond].clip(0, H - 1)
+    left, top = x.astype(np.int32), y.astype(np.int32)
+    right, bottom = np.minimum(left + 1, W - 1), np.minimum(top + 1, H - 1)
+    across, down = (x - left)[:, None], (y - top)[:, None]
+    colours = picture.reshape(H * W, 3)
+    above = colours.take(top * W + left, 0) * (1 - across) + colours.take(top * W + right, 0) * across
+    below = colours.take(bottom * W + left, 0) * (1 - across) + colours.take(bottom * W + right, 0) * across
+    shown[beyond] = (above * (1 - down) + below * down + 0.5).astype(np.uint8)
 
 
 # -- Smoothing
@@ -243,8 +251,11 @@ class PoseFinder:
         whole = Crop(np.array([W / 2, H / 2]), max(H, W), 0.0)
         detections = self._networks.detect(whole.cut(frame, DETECTION_SIDE, repeat=False))
         crops = [Crop.around(*whole.to_picture(np.stack([found.hips, found.reach]))) for found in detections]
-        new = [crop for crop in crops if not any(_is_near(crop, track.crop) for track in tracks)]
-        return [Track(crop, Smoothing(self._fps)) for crop in new[:missing]]
+        new: list[Track] = []
+        for crop in crops:
+            if not any(_is_near(crop, track.crop) for track in (*tracks, *new)):
+                new.append(Track(crop, Smoothing(self._fps)))
+        return new[:missing]
 
     def _follow(self, frame: np.ndarray, track: Track) -> Pose | None:
         """The person of a track in the next frame; None where nobody is there."""
