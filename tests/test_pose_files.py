@@ -102,7 +102,9 @@ def test_a_failure_of_pip_says_what_to_do(monkeypatch, tmp_path):
     assert "No matching distribution" in message and "`pip download mediapipe==0.10.21 --no-deps" in message
 
 
-@pytest.mark.skipif(os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(
+    os.name == "nt" or not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere"
+)
 def test_a_cache_that_cannot_be_written_is_named(pip, tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot keep the networks in"):

@@ -77,7 +77,7 @@ FORMAT = b"TFL3"  # what a network has at byte 4
 
 
 def read_pose_files(path: str | Path) -> PoseFiles:
-    """Read the networks that the user has.
+    """Read the networks that the user has. LiteRT runs them: take only those that you trust.
 
     Args:
       path: A `.task` file, a `.tflite` file that lies beside the other one, or a folder with both or with a `.task`
