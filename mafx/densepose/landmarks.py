@@ -165,9 +165,11 @@ class Smoothing:
     """What smooths one person's landmarks."""
 
     def __init__(self, fps: float):
-        self._points = OneEuro(fps, least_cutoff=0.05, beta=80)
-        self._next = OneEuro(fps, least_cutoff=0.01, beta=10)
-        self._world = OneEuro(fps, least_cutoff=0.1, beta=40)
+        # mediapipe's cutoffs are 0.05, 0.01 and 0.1 Hz, with beta 80, 10 and 40. They make labels of moving people wrong
+        # more often, since what is drawn then lags behind.
+        self._points = OneEuro(fps, least_cutoff=0.3, beta=80)
+        self._next = OneEuro(fps, least_cutoff=0.3, beta=30)
+        self._world = OneEuro(fps, least_cutoff=0.3, beta=60)
         self._visibility = np.zeros(0)
 
     def __call__(self, pose: "Pose") -> "Pose":
