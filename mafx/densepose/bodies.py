@@ -131,7 +131,7 @@ class Size(NamedTuple):
 # else is anatomy: the clip shows neither legs nor, clearly, hands.
 SIZES = {
     "torso": Size(0.09, 0.08, 0.05, 0.04),
-    "wedge": Size(0.03, 0.10, 0.05, 0.04),
+    "wedge": Size(0.03, 0.12, 0.05, 0.04),
     "head": Size(0.07, 0.08, 0.10, 0.01),
     "neck": Size(0.05, 0.055, 0.08, 0.04),
     "upper_arm": Size(0.042, 0.045, 0.10, 0.07),
@@ -144,14 +144,14 @@ SIZES = {
 SIDES = LABELS | {"wedge": LABELS["torso"]} | dict.fromkeys(("head", "neck"), (HEAD["right"], HEAD["left"]))
 
 FLATNESS = 3.0  # of the trunk, whose front and back are wider than its sides
-COLUMN_TOP, COLUMN_BOTTOM = 0.75, 0.95  # how far its columns stand from the middle, of what the joints do
+COLUMN_TOP, COLUMN_BOTTOM = 0.75, 0.8  # how far its columns stand from the middle, of what the joints do
 WAIST, CROTCH = 0.04, 0.06  # metres above and below the hips, where columns and wedge end
 FACE_TURN = 0.7  # how much of the head's turn shows in its halves
 HEAD_FORWARD = 0.15  # where the head's middle is between ears and nose
 CROWN = 0.04  # metres above it, from which the head is round
 NECK_BOTTOM = 0.45  # where the neck begins between the shoulders and the head's middle
 BEND_WEIGHT = 1.0  # of the bent elbow against how arms hang, in saying which side of an arm is its front
-UPPER_AHEAD, LOWER_AHEAD = 0.8, 0.7  # how much the front belongs to an arm's inner side
+UPPER_AHEAD, LOWER_AHEAD = 0.8, 0.5  # how much the front belongs to an arm's inner side
 PALM_WEIGHT = 1.0  # and how much the palm's side belongs to that of the lower arm
 ELBOW = 0.07  # of the way from the elbow to the shoulder, where the lower arm begins
 HAND_START, HAND_END = 0.3, 1.6  # of the way from the wrist to the knuckles, where the hand's capsule has its ends
@@ -221,8 +221,8 @@ def _arm(body: Skeleton, side: int, name: str) -> list[Limb]:
     bend = lower - upper * (upper @ lower)  # the upper arm's front looks to where the lower arm goes
     ahead = unit(turn(body.front, body.down, upper) + BEND_WEIGHT * bend)
     inwards = sign * np.cross(ahead, upper)
-    inner = UPPER_AHEAD * ahead + inwards
     palm = sign * unit(np.cross(body.span(wrist, index), body.span(wrist, little)))
+    inner = UPPER_AHEAD * ahead + inwards
     inner_lower = turn(LOWER_AHEAD * ahead + inwards, upper, lower) + PALM_WEIGHT * palm
     joint = body.at(elbow) + ELBOW * (body.at(shoulder) - body.at(elbow))
     hand = body.at(index, little) - body.at(wrist)
