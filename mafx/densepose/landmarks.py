@@ -165,8 +165,8 @@ class Smoothing:
     """What smooths one person's landmarks."""
 
     def __init__(self, fps: float):
-        # mediapipe's cutoffs are 0.05, 0.01 and 0.1 Hz, with beta 80, 10 and 40. They make labels of moving people wrong
-        # more often, since what is drawn then lags behind.
+        # mediapipe's cutoffs are 0.05, 0.01 and 0.1 Hz, with beta 80, 10 and 40. With them, labels of moving people are
+        # wrong more often, since what is drawn lags behind.
         self._points = OneEuro(fps, least_cutoff=0.3, beta=80)
         self._next = OneEuro(fps, least_cutoff=0.3, beta=30)
         self._world = OneEuro(fps, least_cutoff=0.3, beta=60)
