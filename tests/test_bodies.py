@@ -131,6 +131,12 @@ def test_inner_and_outer_sides_of_arms():
     assert share(offered, 20, 22) > 0.75
 
 
+def test_the_front_of_a_lifted_thigh_looks_up():
+    labels = labels_of(puppet_pose(STANDING | {"yaw": np.pi / 2, "leg_r": 1.4, "knee_r": 1.4})[0])
+    front, back = (np.nonzero(labels == label)[0] for label in (9, 7))
+    assert min(len(front), len(back)) > 150 and front.mean() < back.mean() - 5
+
+
 def test_arms_before_the_body_hide_it_and_arms_behind_are_hidden():
     before = labels_of(with_arm((-0.02, 0.22, -0.15), (0.3, 0.02, -0.15), (0, 0, 1)))
     behind = labels_of(with_arm((-0.02, 0.22, 0.15), (0.3, 0.02, 0.15), (0, 0, 1)))
