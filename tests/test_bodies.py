@@ -132,7 +132,7 @@ def test_inner_and_outer_sides_of_arms():
 
 
 def test_the_front_of_a_lifted_thigh_looks_up():
-    labels = labels_of(puppet_pose(STANDING | {"yaw": np.pi / 2, "leg_r": 1.4, "knee_r": 1.4})[0])
+    labels = labels_of(puppet_pose(STANDING | {"yaw": np.pi / 2, "leg_r": 1.9, "knee_r": 1.8})[0])
     front, back = (np.nonzero(labels == label)[0] for label in (9, 7))
     assert min(len(front), len(back)) > 150 and front.mean() < back.mean() - 5
 
