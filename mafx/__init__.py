@@ -40,7 +40,8 @@ Reading order, in which a module imports only from those before it:
     evaluation: networks, features, protocol
     training: config, sharding, optimiser, averages, step, checkpoints, runs, start, watch, loop, fit
     sources, jobs
-    pretrained.export, bundled.release
+    pretrained: export, origins, transfers, download
+    bundled.release
     ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__
     benchmarks: memory, measure, speed, published, quality, mutations, fuzz_readers, fuzz
     experiments: ablations, one_clip, kills

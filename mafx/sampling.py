@@ -201,7 +201,9 @@ def _predict_windows(
         return output.at[indices].add(weights * predicted), deep
 
     nothing = jnp.zeros_like(state.x), state.deep
-    if len(batches.indices) == 1:  # XLA would move parts of a network out of a loop of one batch, and run them twice
+    if (
+        len(batches.indices) == 1
+    ):  # no loop: XLA moves parts of a network out of one that repeats nothing, and runs both
         return add_batch(0, nothing)
     return jax.lax.fori_loop(0, batches.number, add_batch, nothing)
 

@@ -134,6 +134,22 @@ def load_pretrained(directory: str | Path, dtype: jnp.dtype | str = jnp.float32)
     )
 
 
+def check_pretrained(directory: str | Path) -> None:
+    """Check that a folder has the published layout: names and shapes of all tensors, which are not read themselves.
+
+    Args:
+      directory: The folder of weights; `~` is the home folder.
+
+    Raises:
+      InputError: A file is missing or damaged, or the files do not fit together.
+    """
+    directory = expand_home(directory)
+    files = _open_files(directory, PARTS, configs.REQUIRED)
+    config = configs.read_configs(directory).config
+    _find_sources(directory, files, config)
+    _read_tokenizer(directory, config)
+
+
 def load_stable_diffusion(
     directory: str | Path, config: AnimatorConfig
 ) -> tuple[dict[LeafPath, np.ndarray], Tokenizer]:
@@ -180,10 +196,7 @@ def _read(
     directory: Path, files: dict[Part, TensorFile], config: AnimatorConfig
 ) -> Iterator[tuple[LeafPath, np.ndarray]]:
     """All leaves that the files hold, one after another, in their dtype."""
-    shapes = flax.traverse_util.flatten_dict(parameter_shapes(config))
-    sources, problems = _match(files, shapes)
-    if problems:
-        raise InputError("\n  ".join([f"the weights under {directory} do not fit together:", *problems]))
+    sources, problems = _find_sources(directory, files, config), []
     sums: dict[str, dict[str, list]] = {}  # by folders, of tensors as they are in the files
     for path, (file, name) in sources.items():
         x = file.read(name)
@@ -194,6 +207,16 @@ def _read(
     if problems:
         raise InputError("\n  ".join([f"the weights under {directory} are damaged:", *problems]))
     _check_stamp(directory, {folder: hash_of(folder_sums) for folder, folder_sums in sums.items()})
+
+
+def _find_sources(
+    directory: Path, files: dict[Part, TensorFile], config: AnimatorConfig
+) -> dict[LeafPath, tuple[TensorFile, str]]:
+    """The file and the name of the tensor for each leaf. Raises InputError where the files do not fit together."""
+    sources, problems = _match(files, flax.traverse_util.flatten_dict(parameter_shapes(config)))
+    if problems:
+        raise InputError("\n  ".join([f"the weights under {directory} do not fit together:", *problems]))
+    return sources
 
 
 def _folder_of(path: LeafPath) -> str:
