@@ -1,7 +1,11 @@
 import collections
+import io
 import os
 import pickle
 import pickletools
+import struct
+import sys
+import types
 import zipfile
 
 import ml_dtypes
@@ -211,3 +215,106 @@ def test_other_contents_are_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "y.ckpt", "w") as archive:
         archive.writestr("y/data.pkl", pickle.dumps(collections.OrderedDict(a=1), protocol=2))
     assert open_tensors(tmp_path / "y.ckpt").shapes == {}
+
+
+# -- Files of torch.save before PyTorch 1.6
+
+
+class FloatStorage:
+    """Stands for torch's class of that name when a file is written."""
+
+
+def _rebuild_tensor_v2(*_):
+    """Likewise."""
+
+
+class Saved:
+    """A tensor that the pickler writes as torch's do."""
+
+    def __init__(self, x, record, size=None, view=None):
+        self.storage, self.shape = (x, record, x.size if size is None else size, view), x.shape
+        self.strides = [n // x.itemsize for n in x.strides]
+
+    def __reduce__(self):
+        storage = Storage(self.storage)
+        return _rebuild_tensor_v2, (storage, 0, self.shape, tuple(self.strides), False, collections.OrderedDict())
+
+
+class Storage(tuple):
+    def __new__(cls, values):
+        return super().__new__(cls, values)
+
+
+class OldPickler(pickle.Pickler):
+    def persistent_id(self, x):
+        if isinstance(x, Storage):
+            _, record, size, view = x
+            return ("storage", FloatStorage, record, "cpu", size, view)
+        return None
+
+
+@pytest.fixture(params=["torch", "torch.cuda"])
+def write_old(request, monkeypatch):
+    """A function that writes what torch.save did on a CPU or on a card: a file of five pickles and the storages."""
+    names = ("torch", "torch.cuda", "torch._utils")
+    torch, cuda, utils = (types.ModuleType(name) for name in names)
+    torch.FloatStorage = cuda.FloatStorage = FloatStorage
+    utils._rebuild_tensor_v2 = _rebuild_tensor_v2
+    for name, module in zip(names, (torch, cuda, utils), strict=True):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(FloatStorage, "__module__", request.param)
+    monkeypatch.setattr(_rebuild_tensor_v2, "__module__", "torch._utils")
+
+    def write(path, content, arrays, version=1001, counts=None, little=True):
+        file = io.BytesIO()
+        for x in (0x1950A86A20F9469CFC6C, version, {"protocol_version": 1001, "little_endian": little}):
+            pickle.dump(x, file, protocol=2)
+        OldPickler(file, protocol=2).dump(content)
+        pickle.dump(list(arrays), file, protocol=2)
+        for record, x in arrays.items():
+            file.write(struct.pack("<q", (counts or {}).get(record, x.size)) + x.tobytes())
+        path.write_bytes(file.getvalue())
+        return path
+
+    return write
+
+
+def test_files_of_older_torch_are_read(tmp_path, rng, write_old):
+    arrays = {"11": rng.normal(0, 1, (3, 4)).astype(np.float32), "2": np.float32([2.5])}
+    other = rng.normal(0, 1, 6).astype(np.float32)  # of an optimiser: no tensor of the network
+    state = {"a.weight": Saved(arrays["11"], "11"), "a.bias": Saved(arrays["2"], "2")}
+    content = {"epoch": 3, "state_dict": state, "optimizer": {"x": Saved(other, "7")}}
+    file = open_tensors(write_old(tmp_path / "x.pth", content, {"7": other, **arrays}))
+    assert file.shapes == {"a.weight": (3, 4), "a.bias": (1,)}
+    np.testing.assert_array_equal(file.read("a.weight"), arrays["11"])
+    np.testing.assert_array_equal(file.read("a.bias"), arrays["2"])
+
+
+def test_files_of_older_torch_that_lie_are_refused(tmp_path, monkeypatch, write_old):
+    monkeypatch.chdir(tmp_path)
+    x, path = np.ones(4, np.float32), tmp_path / "x.pth"
+    for content, options, match in (
+        ({"x": Saved(x, "1", size=2)}, {"counts": {"1": 2}}, "reaches outside its storage"),
+        ({"x": Saved(x, "1")}, {"counts": {"1": 2**40}}, "storage 1 has not the size"),
+        ({"x": Saved(x, "1", size=2**40)}, {"counts": {"1": 2**40}}, "ends within its storages"),
+        ({"x": Saved(x, "1", view=("2", 0, 4))}, {}, "is two storages"),
+        ({"x": Saved(x, "1"), "y": Saved(x[:2], "1")}, {}, "is two storages"),
+        ({"x": Saved(x, "3")}, {}, "storage 1 has not the size"),
+        ({"x": Saved(x, "1"), "y": Saved(x, "2")}, {}, "lacks storages"),
+        ({"x": Saved(x, "1")}, {"version": 1002}, "version that is not known"),
+        ({"x": Saved(x, "1")}, {"little": False}, "big-endian"),
+        ({"x": Malicious((os.system, ("touch hacked",)))}, {}, "asks for posix.system"),
+        ([Saved(x, "1")], {}, "expected a dict of tensors, found list"),
+    ):
+        with pytest.raises(InputError, match=match):
+            open_tensors(write_old(path, content, {"1": x}, **options))
+    assert not (tmp_path / "hacked").exists()
+
+
+def test_files_of_older_torch_that_are_cut_are_refused(tmp_path, write_old):
+    x = np.ones(40, np.float32)
+    content = write_old(tmp_path / "x.pth", {"x": Saved(x, "1")}, {"1": x}).read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "y.pth").write_bytes(content[:length])
+        with pytest.raises(InputError):
+            open_tensors(tmp_path / "y.pth")

@@ -1,6 +1,6 @@
-"""Files of tensors as PyTorch users keep them: safetensors, the zip archives of `torch.save`, and pickles of arrays.
+"""Files of tensors as PyTorch users keep them: safetensors, files of `torch.save`, and pickles of arrays.
 
-All are read without PyTorch, and the first two are written. Opening a file reads the names, shapes and dtypes of its
+All are read without PyTorch. Safetensors and the zip archives that `torch.save` writes today are written, too. Opening a file reads the names, shapes and dtypes of its
 tensors. Each tensor is then read alone, so that loading needs the memory of one tensor beyond what the caller keeps.
 Only a pickle of arrays is in memory as a whole while it is open.
 """
@@ -16,7 +16,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol
+from typing import Annotated, Any, BinaryIO, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -55,15 +55,17 @@ def open_tensors(path: Path) -> TensorFile:
     """Open a file of tensors.
 
     Args:
-      path: A `.safetensors` file, a pickle of NumPy arrays (`.pkl`), or a file that `torch.save` of PyTorch 1.6 or
-        later wrote (`.bin`, `.ckpt`, `.pt`, `.pth`).
+      path: A `.safetensors` file, a pickle of NumPy arrays (`.pkl`), or a file that `torch.save` wrote (`.bin`,
+        `.ckpt`, `.pt`, `.pth`).
 
     Raises:
       InputError: The file is incomplete, or could execute code.
     """
     if path.suffix == ".safetensors":
         return Safetensors(path)
-    return ArrayPickle(path) if path.suffix == ".pkl" else TorchArchive(path)
+    if path.suffix == ".pkl":
+        return ArrayPickle(path)
+    return OldTorchFile(path) if is_old_torch_file(path) else TorchArchive(path)
 
 
 # The dtypes of safetensors that networks are kept in.
@@ -255,27 +257,37 @@ class TorchObject:
 
     def check(self, archive: zipfile.ZipFile, name: str, tensor: StoredTensor) -> None:
         """Check that the open file has what a tensor claims; `name` is for messages."""
-        storage, offset, shape, strides = tensor
-        where = f"{self.path}: {name}"
-        check_value([storage.size, offset, *strides], tuple[int, ...], where)
-        check_value([*shape], Annotated[tuple[int, ...], Range(0, MAX_AXES)], where)
-        last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
-        # A stride of 0, or less than what lies below it, would make many numbers of few.
-        outside = 0 not in shape and (last >= storage.size or math.prod(shape) > storage.size)
-        if outside or min(storage.size, offset, *shape, *strides) < 0:
-            raise InputError(f"{self.path} was refused: tensor {name} reaches outside its storage")
-        record = archive.getinfo(self._record(storage))
-        if record.file_size != storage.size * storage.dtype.itemsize:
+        _check_reach(self.path, name, tensor)
+        storage = tensor.storage
+        if archive.getinfo(self._record(storage)).file_size != storage.size * storage.dtype.itemsize:
             raise InputError(f"{self.path} was refused: the storage of {name} has not the size it claims")
 
     def values(self, archive: zipfile.ZipFile, tensor: StoredTensor) -> np.ndarray:
         """The numbers of a tensor that was checked."""
-        storage, offset, shape, strides = tensor
-        values = np.frombuffer(archive.read(self._record(storage)), storage.dtype)
-        return np.lib.stride_tricks.as_strided(values[offset:], shape, [n * values.itemsize for n in strides])
+        values = np.frombuffer(archive.read(self._record(tensor.storage)), tensor.storage.dtype)
+        return _view(values, tensor)
 
     def _record(self, storage: _Storage) -> str:
         return f"{self._root}data/{storage.record}"
+
+
+def _check_reach(path: Path, name: str, tensor: StoredTensor) -> None:
+    """Check that a tensor lies in its storage."""
+    storage, offset, shape, strides = tensor
+    where = f"{path}: {name}"
+    check_value([storage.size, offset, *strides], tuple[int, ...], where)
+    check_value([*shape], Annotated[tuple[int, ...], Range(0, MAX_AXES)], where)
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    # A stride of 0, or less than what lies below it, would make many numbers of few.
+    outside = 0 not in shape and (last >= storage.size or math.prod(shape) > storage.size)
+    if outside or min(storage.size, offset, *shape, *strides) < 0:
+        raise InputError(f"{path} was refused: tensor {name} reaches outside its storage")
+
+
+def _view(values: np.ndarray, tensor: StoredTensor) -> np.ndarray:
+    """A tensor of the numbers of its storage."""
+    strides = [n * values.itemsize for n in tensor.strides]
+    return np.lib.stride_tricks.as_strided(values[tensor.offset :], tensor.shape, strides)
 
 
 class TorchArchive(TorchObject):
@@ -337,6 +349,92 @@ def _unpickle(archive: zipfile.ZipFile, classes: Allowed) -> tuple[str, Any]:
     program = archive.read(pickles[0])
     scan_pickle(program, OPCODES | NEW_OBJECTS if classes else OPCODES)
     return root, _TensorUnpickler(io.BytesIO(program), {**ALLOWED, **classes}).load()
+
+
+# -- Files of torch.save before PyTorch 1.6: five pickles, and then the storages, each behind its number of numbers
+
+OLD_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # the first pickle, a number
+OLD_VERSION = 1001  # the second one
+COUNT_BYTES = 8
+OLD_ALLOWED: Allowed = {
+    **ALLOWED,
+    ("torch._utils", "_rebuild_tensor"): _make_tensor,
+    **{("torch.cuda", name): _StorageClass(name) for name in DTYPES},
+}
+
+
+def is_old_torch_file(path: Path) -> bool:
+    """Whether a file begins as `torch.save` wrote it before PyTorch 1.6."""
+    check_regular(path)
+    with refusals(f"{path} cannot be read"), path.open("rb") as file:
+        return file.read(len(OLD_START)) == OLD_START
+
+
+class _OldUnpickler(_TensorUnpickler):
+    """Builds `StoredTensor`s, and collects all storages by their records."""
+
+    def __init__(self, file: BinaryIO, storages: dict[str, _Storage]):
+        super().__init__(file, OLD_ALLOWED)
+        self._storages = storages
+
+    def persistent_load(self, pid: tuple) -> _Storage:
+        *known, view = pid
+        storage = super().persistent_load(tuple(known))
+        if view is not None or self._storages.setdefault(storage.record, storage) != storage:
+            raise pickle.UnpicklingError(f"its storage {storage.record} is two storages")
+        return storage
+
+
+class OldTorchFile:
+    """A file of `torch.save` before PyTorch 1.6; see `TensorFile`. It holds what a `TorchArchive` does."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        check_regular(path)
+        storages: dict[str, _Storage] = {}
+        with refusals(f"{path} was refused"), path.open("rb") as file:
+            pickles = io.BytesIO(file.read(JSON_BYTES.value))
+            _, version, system, content, records = (_next_object(pickles, storages) for _ in range(5))
+            if version != OLD_VERSION or not system["little_endian"]:
+                raise pickle.UnpicklingError("it was written big-endian, or in a version that is not known")
+            self._places = _place_storages(file, pickles.tell(), records, storages)
+            self._tensors = _tensors_of(path, content, StoredTensor)
+            for name, tensor in self._tensors.items():
+                _check_reach(path, name, tensor)
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        tensor = self._tensors[name]
+        storage = tensor.storage
+        with refusals(f"{self.path} is damaged at {name}; download it again"):
+            values = np.fromfile(self.path, storage.dtype, storage.size, offset=self._places[storage.record])
+            return _view(values, tensor)
+
+
+def _next_object(file: BinaryIO, storages: dict[str, _Storage]) -> Any:
+    """Interpret the pickle that begins here, after it was looked through."""
+    begin = file.tell()
+    scan_pickle(file)
+    file.seek(begin)
+    return _OldUnpickler(file, storages).load()
+
+
+def _place_storages(file: BinaryIO, begin: int, records: Any, storages: Mapping[str, _Storage]) -> dict[str, int]:
+    """Where the numbers of each storage begin in the file. Storages begin at `begin`, in the order of `records`."""
+    size = file.seek(0, os.SEEK_END)
+    places: dict[str, int] = {}
+    for record in check_value(records, tuple[str, ...], "the order of its storages"):
+        file.seek(begin)
+        count = int.from_bytes(file.read(COUNT_BYTES), "little")
+        if record not in storages or record in places or storages[record].size != count:
+            raise pickle.UnpicklingError(f"its storage {record} has not the size it claims")
+        places[record] = begin + COUNT_BYTES
+        begin = places[record] + count * storages[record].dtype.itemsize
+        if begin > size:
+            raise ValueError(f"it ends within its storages, after {size} bytes; download it again")
+    if places.keys() != storages.keys():
+        raise pickle.UnpicklingError("it lacks storages that its tensors need")
+    return places
 
 
 # -- Pickles of arrays, which model zoos have
