@@ -27,7 +27,8 @@ STATUSES: dict[type[BaseException], int] = {  # exit statuses
 # From which level on other libraries may speak. What orbax logs as an error (by absl or asyncio), it raises as well.
 LIBRARIES = {
     "absl": logging.CRITICAL,
-    "asyncio": logging.CRITICAL,
+    "httpx": logging.WARNING,
+    "httpx2": logging.WARNING,
     "jax": logging.WARNING,
     "orbax": logging.WARNING,
     "tensorflow_datasets": logging.WARNING,

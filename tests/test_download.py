@@ -16,12 +16,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 from hub import Hub
+from rcnn_fixtures import published_tensors, write_pickle
 
 import mafx
 from mafx.errors import InputError
-from mafx.evaluation.features import NETWORKS
+from mafx.evaluation import features
+from mafx.evaluation.features import NETWORKS, NetworkSpec
 from mafx.pretrained import download as command
 from mafx.pretrained import transfers
 from mafx.pretrained.configs import REQUIRED
@@ -231,6 +234,29 @@ def test_files_that_do_not_fit_together_are_found(opening_hub, tmp_path):
         fetch(opening_hub, tmp_path)
 
 
+def test_what_else_is_fetched_is_opened_too(opening_hub, tmp_path, monkeypatch, caplog):
+    """A small DensePose R-CNN, and a network of a measure that has one matrix."""
+    caplog.set_level("INFO", "mafx")
+    write_pickle(tmp_path / "network.pkl", published_tensors())
+    write_torch_archive(tmp_path / "network.pt", {"a": np.ones((2, 3), np.float32)}.items())
+    opening_hub.plain = {name: (tmp_path / name).read_bytes() for name in ("network.pkl", "network.pt")}
+    spec = NetworkSpec(("i3d_pretrained_400.pt",), lambda w, x: x @ w["a"], ((1, 2),))
+    monkeypatch.setattr(features, "NETWORKS", {"fvd": spec})
+    others = [
+        dataclasses.replace(origin, name=f"{opening_hub.endpoint}/plain/network{Path(origin.place).suffix}")
+        for origin in ORIGINS
+        if origin.place in ("densepose/model_final_162be9.pkl", "metrics/i3d_pretrained_400.pt")
+    ]
+    fetch(opening_hub, tmp_path / "x", [*SMALL_ORIGINS, *others], ["densepose", METRICS])
+    assert files(tmp_path / "x") == PLACES | {"download.json"} | {origin.place for origin in others}
+    assert f"--weights {tmp_path / 'x' / 'densepose' / 'model_final_162be9.pkl'} --out" in caplog.messages[-1]
+    assert f"--metric_networks {tmp_path / 'x' / 'metrics'}" in caplog.messages[-1]
+    assert "Put resnet-50-kinetics.pth from https://drive.google.com/" in caplog.messages[-1]
+    monkeypatch.setitem(features.NETWORKS, "fvd", dataclasses.replace(spec, input_shapes=((1, 5),)))
+    with pytest.raises(InputError, match="i3d_pretrained_400.pt: expected the network of fvd, found tensors of other"):
+        fetch(opening_hub, tmp_path / "x", [*SMALL_ORIGINS, *others], [METRICS])
+
+
 # -- Tokens, mirrors and proxies
 
 
@@ -315,7 +341,7 @@ def test_the_command_takes_mirrors_and_proxies(hub, tmp_path):
     assert process.returncode == 0, said
     assert files(tmp_path) == PLACES | {"download.json"}
     assert {urlsplit(url).netloc.partition(":")[0] for url in proxy.asked} == {"hub.invalid", "localhost"}
-    assert said.count("All files are there") == 1 and "Traceback" not in said
+    assert said.count("All files are there") == 1 and "Traceback" not in said and "HTTP Request" not in said
 
 
 def test_a_full_disk_is_one_sentence_and_the_download_goes_on(hub, tmp_path):

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
@@ -33,7 +32,7 @@ from mafx.pretrained.origins import (
     POSE,
     Origin,
 )
-from mafx.pretrained.transfers import TIMEOUT_SECONDS, Checksum, Source, ask_size, persistently, transfer
+from mafx.pretrained.transfers import TIMEOUT_SECONDS, Checksum, Source, ask_size, host_of, persistently, transfer
 from mafx.stamps import Facts, read_stamp, write_stamp
 from mafx.tables import markdown_table
 
@@ -119,7 +118,7 @@ def _list_repository(hub: Any, repository: str) -> Any:
     def attempt() -> Any:
         return hub.model_info(repository, files_metadata=True, timeout=TIMEOUT_SECONDS)
 
-    return persistently(attempt, f"the list of files of {repository}", urlsplit(hub.endpoint).netloc)
+    return persistently(attempt, f"the list of files of {repository}", host_of(hub.endpoint))
 
 
 def _source_on_hub(hub: Any, origin: Origin, info: Any) -> Source:
@@ -130,7 +129,7 @@ def _source_on_hub(hub: Any, origin: Origin, info: Any) -> Source:
     file = next((file for file in info.siblings or () if file.rfilename == origin.name), None)
     if file is None:
         raise InputError(
-            f"{urlsplit(url).netloc} has no {origin.name} in {origin.repository}; set HF_ENDPOINT to a mirror that does"
+            f"{host_of(url)} has no {origin.name} in {origin.repository}; set HF_ENDPOINT to a mirror that does"
         )
     checksum = Checksum("git", file.blob_id) if file.blob_id else None
     if file.lfs:
@@ -186,7 +185,7 @@ def _announce(
     to_come = {origin: max(0, (sources[origin].size or 0) - _size(parts[origin])) for origin in missing}
     homes: dict[tuple[str, str], list[Origin]] = {}
     for origin, source in sources.items():
-        homes.setdefault((origin.repository or source.host, origin.licence), []).append(origin)
+        homes.setdefault((origin.repository or host_of(source.url), origin.licence), []).append(origin)
     rows = []
     for (home, licence), own in homes.items():
         size = sum(sources[origin].size or 0 for origin in own)
@@ -236,8 +235,8 @@ def _fetch(origin: Origin, source: Source, part: Path, bar: tqdm) -> None:
     if complaint := source.complaint(part):
         part.unlink()
         raise InputError(
-            f"{source.host} sent another {origin.place} than is published ({complaint}); it was removed: give the same "
-            "command again, or set HF_ENDPOINT to another mirror"
+            f"{host_of(source.url)} sent another {origin.place} than is published ({complaint}); it was removed: give "
+            "the same command again, or set HF_ENDPOINT to another mirror"
         )
     path = part.with_name(origin.place.rpartition("/")[2])
     os.replace(part, path)
@@ -258,13 +257,13 @@ def _fetch_pose_networks() -> None:
 
 def _open_all(folder: Path, groups: Iterable[str]) -> None:
     """Open every file by mafx's own readers. Raises InputError where one does not hold what it should."""
-    from mafx.evaluation.features import NETWORKS, read_network  # noqa: PLC0415 (slow to import, as JAX is)
-    from mafx.pretrained.formats import open_tensors  # noqa: PLC0415
+    from mafx.densepose.rcnn_weights import load_rcnn  # noqa: PLC0415 (slow to import, as JAX is)
+    from mafx.evaluation.features import NETWORKS, read_network  # noqa: PLC0415
     from mafx.pretrained.layout import check_pretrained  # noqa: PLC0415
 
     check_pretrained(folder)
     if DENSEPOSE in groups:
-        open_tensors(folder / DENSEPOSE_PLACE)
+        load_rcnn(folder / DENSEPOSE_PLACE)
     if METRICS in groups:
         for name, spec in NETWORKS.items():
             paths = [folder / METRICS / file for file in spec.files]

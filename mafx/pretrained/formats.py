@@ -1,8 +1,8 @@
 """Files of tensors as PyTorch users keep them: safetensors, files of `torch.save`, and pickles of arrays.
 
-All are read without PyTorch. Safetensors and the zip archives that `torch.save` writes today are written, too. Opening a file reads the names, shapes and dtypes of its
-tensors. Each tensor is then read alone, so that loading needs the memory of one tensor beyond what the caller keeps.
-Only a pickle of arrays is in memory as a whole while it is open.
+All are read without PyTorch. Safetensors and the zip archives that `torch.save` writes today are written, too. Opening
+a file reads the names, shapes and dtypes of its tensors. Each tensor is then read alone, so that loading needs the
+memory of one tensor beyond what the caller keeps. Only a pickle of arrays is in memory as a whole while it is open.
 """
 
 import contextlib

@@ -10,8 +10,6 @@ hub have their sizes and checksums there. The others have them here, where they 
 
 import dataclasses
 
-from mafx.pretrained.configs import AUTOENCODER, STABLE_DIFFUSION
-
 ANIMATION, DENSEPOSE, METRICS, POSE = "animation", "densepose", "metrics", "pose"
 OPTIONAL = (DENSEPOSE, METRICS, POSE)
 
@@ -49,12 +47,12 @@ DENSEPOSE_PLACE = f"{DENSEPOSE}/model_final_162be9.pkl"
 ORIGINS = (
     *_on_hub(
         "stable-diffusion-v1-5/stable-diffusion-v1-5",  # a mirror of runwayml's, which is gone
-        STABLE_DIFFUSION,
+        "stable-diffusion-v1-5",
         "CreativeML OpenRAIL-M",
         *("unet/config.json", f"unet/{WEIGHTS}", "text_encoder/config.json", "text_encoder/model.safetensors"),
         *("tokenizer/vocab.json", "tokenizer/merges.txt"),
     ),
-    *_on_hub("stabilityai/sd-vae-ft-mse", AUTOENCODER, "MIT", "config.json", WEIGHTS),
+    *_on_hub("stabilityai/sd-vae-ft-mse", "sd-vae-ft-mse", "MIT", "config.json", WEIGHTS),
     *_on_hub(
         "zcxu-eric/MagicAnimate",
         "MagicAnimate",

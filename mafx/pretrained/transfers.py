@@ -59,10 +59,6 @@ class Source:
     size: int | None = None
     checksum: Checksum | None = None
 
-    @property
-    def host(self) -> str:
-        return urlsplit(self.url).netloc or self.url
-
     def complaint(self, path: Path) -> str:
         """What is wrong with a file that should have these bytes, empty where nothing is."""
         size = path.stat().st_size
@@ -74,6 +70,11 @@ class Source:
         if found.startswith(self.checksum.digits):
             return ""
         return f"expected the {self.checksum.kind} checksum {self.checksum.digits}, found {found}"
+
+
+def host_of(url: str) -> str:
+    """The server that an address names, for messages."""
+    return urlsplit(url).netloc or url
 
 
 # -- Transfers
@@ -99,7 +100,7 @@ def transfer(source: Source, path: Path, what: str, came: Callable[[int], object
         if source.size is not None and _size(path) < source.size:
             raise ConnectionError(f"the connection ended after {_size(path)} of {source.size} bytes")
 
-    persistently(attempt, what, source.host, lambda: _size(path))
+    persistently(attempt, what, host_of(source.url), lambda: _size(path))
 
 
 def _receive(source: Source, path: Path, came: Callable[[int], object]) -> None:
@@ -145,7 +146,7 @@ def ask_size(url: str) -> int | None:
             length = response.headers.get("Content-Length", "")
             return int(length) if length.isdecimal() else None
 
-    return persistently(attempt, url, urlsplit(url).netloc)
+    return persistently(attempt, url, host_of(url))
 
 
 # -- Failures
