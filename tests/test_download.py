@@ -192,7 +192,7 @@ def test_other_bytes_are_refused_and_removed(hub, tmp_path, name):
     [
         (401, InputError, r"refuses .* .HTTP 401.; .*HF_TOKEN"),
         (403, InputError, r"refuses .* .HTTP 403.; .*HF_TOKEN"),
-        (404, InputError, r"does not have .* .HTTP 404.; set HF_ENDPOINT"),
+        (404, InputError, r"does not have .* .HTTP 404.; set HF_ENDPOINT to another mirror"),
         (503, OSError, r"does not give .* .HTTP 503.; give the same command again later"),
     ],
 )
@@ -257,6 +257,14 @@ def test_what_else_is_fetched_is_opened_too(opening_hub, tmp_path, monkeypatch, 
         fetch(opening_hub, tmp_path / "x", [*SMALL_ORIGINS, *others], [METRICS])
 
 
+def test_a_server_that_sends_too_much_is_left(hub, tmp_path):
+    hub.instead[UNET] = bytes(50_000_000)
+    with pytest.raises(
+        InputError, match=f"sent another {UNET_PLACE} than is published .expected 738152 bytes, found 7"
+    ):
+        fetch(hub, tmp_path)
+
+
 # -- Tokens, mirrors and proxies
 
 
@@ -280,7 +288,7 @@ def test_plain_addresses_are_fetched_with_the_size_that_the_server_says(hub, tmp
     assert (tmp_path / SETTINGS).read_bytes() == content and hub.ranges() == ["bytes=100-"]
     wrong = dataclasses.replace(plain, sha256="1234")
     (tmp_path / SETTINGS).unlink()
-    with pytest.raises(InputError, match="expected the sha256 checksum 1234, found"):
+    with pytest.raises(InputError, match="expected the sha256 checksum 1234, found .* by hand, or leave out its group"):
         fetch(hub, tmp_path, [*SMALL_ORIGINS[:-1], wrong])
 
 

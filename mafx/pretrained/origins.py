@@ -5,7 +5,7 @@ hub have their sizes and checksums there. The others have them here, where they 
 
 - torchvision (https://docs.pytorch.org/docs/stable/model_zoo.html): a name ends with the first digits of the SHA-256.
 - pytorch-fid's file is named in the same way.
-- The package `lpips` 0.1.4 on PyPI has the same `vgg.pth`, whose SHA-256 was computed from it.
+- The package `lpips` 0.1.4 has the same `vgg.pth`, whose SHA-256 was computed from it.
 """
 
 import dataclasses

@@ -52,12 +52,14 @@ class Source:
       headers: What the server must be told.
       size: Their number, None where nobody knows it.
       checksum: None where none is published.
+      advice: What to do where the server does not give them.
     """
 
     url: str
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     size: int | None = None
     checksum: Checksum | None = None
+    advice: str = "put the file there by hand, or leave out its group"
 
     def complaint(self, path: Path) -> str:
         """What is wrong with a file that should have these bytes, empty where nothing is."""
@@ -100,7 +102,7 @@ def transfer(source: Source, path: Path, what: str, came: Callable[[int], object
         if source.size is not None and _size(path) < source.size:
             raise ConnectionError(f"the connection ended after {_size(path)} of {source.size} bytes")
 
-    persistently(attempt, what, host_of(source.url), lambda: _size(path))
+    persistently(attempt, what, source, lambda: _size(path))
 
 
 def _receive(source: Source, path: Path, came: Callable[[int], object]) -> None:
@@ -124,6 +126,8 @@ def _receive(source: Source, path: Path, came: Callable[[int], object]) -> None:
             for block in response.iter_bytes():
                 file.write(block)
                 came(len(block))
+                if source.size is not None and file.tell() > source.size:
+                    return  # it may never end
 
 
 def _forget(path: Path, came: Callable[[int], object]) -> None:
@@ -135,30 +139,30 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def ask_size(url: str) -> int | None:
-    """The number of bytes at an address, None where the server does not say."""
+def ask_size(source: Source) -> int | None:
+    """The number of bytes that a server has, None where it does not say. Raises what `transfer` does."""
     from huggingface_hub.utils import get_session, hf_raise_for_status  # noqa: PLC0415 (slow to import)
 
     def attempt() -> int | None:
         headers = {"Accept-Encoding": "identity"}
-        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS) as response:
+        with get_session().stream("GET", source.url, headers=headers, timeout=TIMEOUT_SECONDS) as response:
             hf_raise_for_status(response)
             length = response.headers.get("Content-Length", "")
             return int(length) if length.isdecimal() else None
 
-    return persistently(attempt, url, host_of(url))
+    return persistently(attempt, source.url, source)
 
 
 # -- Failures
 
 
-def persistently(attempt: Callable[[], T], what: str, host: str, progress: Callable[[], int] = lambda: 0) -> T:
+def persistently(attempt: Callable[[], T], what: str, source: Source, progress: Callable[[], int] = lambda: 0) -> T:
     """Do something over a connection, again after failures that may pass.
 
     Args:
       attempt: What to do. It raises whatever the HTTP library does.
       what: The thing that is asked for, for messages.
-      host: The server.
+      source: The server, for messages.
       progress: What grows when a failed attempt was not in vain. Such attempts are not counted.
 
     Raises:
@@ -173,7 +177,7 @@ def persistently(attempt: Callable[[], T], what: str, host: str, progress: Calla
             failures = failures + 1 if progress() <= best else 1
             best = max(best, progress())
             if failures == ATTEMPTS or not _may_pass(error):
-                raise _explained(error, what, host) from error
+                raise _explained(error, what, source) from error
             time.sleep(WAIT_SECONDS * 2 ** (failures - 1))
 
 
@@ -192,16 +196,16 @@ def _may_pass(error: Exception) -> bool:
     return not _is_local(error) if status is None else status in TRANSIENT
 
 
-def _explained(error: Exception, what: str, host: str) -> Exception:
+def _explained(error: Exception, what: str, source: Source) -> Exception:
     """One sentence for a failure."""
-    status = _status(error)
+    status, host = _status(error), host_of(source.url)
     if status in REFUSED:
         return InputError(
             f"{host} refuses {what} (HTTP {status}); if its page asks to accept a licence, do so and set HF_TOKEN to a "
-            "token of that account, or set HF_ENDPOINT to another mirror"
+            f"token of that account; else {source.advice}"
         )
     if status in NOT_FOUND:
-        return InputError(f"{host} does not have {what} (HTTP {status}); set HF_ENDPOINT to a mirror that has it")
+        return InputError(f"{host} does not have {what} (HTTP {status}); {source.advice}")
     if status is not None:
         return OSError(f"{host} does not give {what} (HTTP {status}); give the same command again later, it goes on")
     reason = " ".join(str(error).split()) or type(error).__name__
