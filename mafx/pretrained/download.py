@@ -152,7 +152,7 @@ def _part_path(folder: Path, origin: Origin, source: Source) -> Path:
 
 
 class CheckedFiles:
-    """Remembers which files of a folder had their checksums: 10 GB take a minute to be summed."""
+    """Remembers which files of a folder had their checksums: 14 GB take half a minute to be summed."""
 
     def __init__(self, folder: Path):
         """Raises InputError where the file of these facts is damaged."""
