@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_FPS = Fraction(25)  # frames per second of a folder of pictures, which states no rate
 PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})  # suffixes, in lower case
-VIDEO_FORMATS = frozenset({".mp4", ".gif", ".webp"})  # suffixes that write_video knows; no suffix means a folder
+VIDEO_FORMATS = frozenset({".mp4", ".mkv", ".gif", ".webp", ".png"})  # that write_video knows; none means a folder
 FITS = ("crop", "pad", "stretch")
 Size = tuple[int, int]  # rows, columns
 
@@ -40,7 +40,7 @@ DECODERS = 4  # threads of FFmpeg, each with a frame at work
 AT_WORK = 4  # copies of a frame while it is decoded
 SHORTEST, LONGEST = Fraction(1, 1000), Fraction(1000)  # seconds of a frame that are believed
 WEBP_QUALITY = 90  # of 100
-H264_QUALITY = "16"  # constant rate factor: 0 is lossless, 23 the encoder's default
+H264_QUALITY = 16  # constant rate factor: 0 is lossless, 23 the encoder's default
 
 
 # -- Files and their names
@@ -147,14 +147,22 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def read_video(
-    path: str | Path,
-    *,
-    stride: int = 1,
-    limit: int | None = None,
-    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> tuple[np.ndarray, Fraction]:
-    """Read a video: every `stride`-th frame, at most `limit` of them.
+class Stream(NamedTuple):
+    """A video that is decoded while it is read.
+
+    Attributes:
+      frames: The frames in their order, uint8 `H W 3`.
+      length: Number of frames that there will be, as the file says; 0 where it does not.
+      fps: Frames per second at which to show them.
+    """
+
+    frames: Iterator[np.ndarray]
+    length: int
+    fps: Fraction
+
+
+def stream_video(path: str | Path, *, stride: int = 1, limit: int | None = None) -> Stream:
+    """Open a video to read it frame by frame: every `stride`-th frame, at most `limit` of them.
 
     A folder is read as its pictures in natural order of their names, gif and webp by Pillow, all else by FFmpeg. A
     picture is a video of one frame.
@@ -163,14 +171,13 @@ def read_video(
       path: A file or a folder; `~` is the home folder.
       stride: Distance between the frames that are taken, at least 1.
       limit: Number of frames, at least 1; None takes all.
-      prepare: Changes each frame as soon as it is decoded, for example to a smaller one: only that is kept.
 
     Returns:
-      uint8 `f H W 3`, and the rate in frames per second at which to show it: that of the source, divided by `stride`.
+      The stream; its rate is that of the source, divided by `stride`.
 
     Raises:
-      InputError: The video is missing, cannot be read, holds no frame, or its frames differ in size. Or it has more
-        frames, or frames of more pixels or bytes, than `mafx.limits` says.
+      InputError: The video is missing or cannot be read. While it is read: it has more frames, or frames of more
+        pixels, than `mafx.limits` says.
     """
     path = expand_home(path)
     if stride < 1 or (limit is not None and limit < 1):
@@ -179,9 +186,43 @@ def read_video(
         check_regular(path, "video")
     with refusals(f"{path} is not a video that can be read"):
         frames, count, fps = _open_video(path)
-        stop = None if limit is None else (limit - 1) * stride + 1
-        expected = len(range(0, count, stride)[:limit])
-        return _hold(path, itertools.islice(frames, 0, stop, stride), expected, prepare), fps / stride
+    stop = None if limit is None else (limit - 1) * stride + 1
+    chosen = itertools.islice(frames, 0, stop, stride)
+    return Stream(_checked(path, chosen), len(range(0, count, stride)[:limit]), fps / stride)
+
+
+def _checked(path: Path, frames: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """The frames, as long as they are not too many; an InputError for whatever their decoder raises."""
+    with refusals(f"{path} is not a video that can be read"):
+        for i, frame in enumerate(frames, start=1):
+            FRAMES.check(path, i)
+            yield frame
+
+
+def read_video(
+    path: str | Path,
+    *,
+    stride: int = 1,
+    limit: int | None = None,
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> tuple[np.ndarray, Fraction]:
+    """Read a video as one array.
+
+    Args:
+      path: As `stream_video` takes it, as the next two.
+      stride: Distance between the frames that are taken.
+      limit: Number of frames; None takes all.
+      prepare: Changes each frame as soon as it is decoded, for example to a smaller one: only that is kept.
+
+    Returns:
+      uint8 `f H W 3`, and the rate in frames per second at which to show it: that of the source, divided by `stride`.
+
+    Raises:
+      InputError: As `stream_video`. Or the video holds no frame, its frames differ in size, or they have more bytes
+        than `mafx.limits` says.
+    """
+    stream = stream_video(path, stride=stride, limit=limit)
+    return _hold(expand_home(path), stream.frames, stream.length, prepare), stream.fps
 
 
 def _open_video(path: Path) -> tuple[Iterator[np.ndarray], int, Fraction]:
@@ -303,22 +344,34 @@ def _ffmpeg_facts(path: Path) -> tuple[int, Fraction]:
 # -- Writing
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: Fraction | float) -> None:
-    """Write a video in the format of its suffix: .mp4 (H.264 that browsers play), .gif or .webp, in either case.
+def write_video(
+    path: str | Path, frames: Iterable[np.ndarray], fps: Fraction | float, quality: int = H264_QUALITY
+) -> None:
+    """Write a video in the format of its suffix, in either case.
 
-    Without a suffix, write a folder of PNGs; it replaces a folder of frames that is there. Everything is written to a
-    temporary name first, so that the video is complete or absent.
+    .mp4 is H.264 that browsers play, .mkv is FFV1, which loses nothing, .gif and .webp are pictures that move, .png is
+    one picture. Without a suffix, write a folder of PNGs; it replaces a folder of frames that is there. Everything is
+    written to a temporary name first, so that the video is complete or absent.
 
     Args:
       path: Where to write; `~` is the home folder.
-      frames: uint8 `f H W 3`. An mp4 with an odd side repeats its last row or column, because H.264 needs even sides.
+      frames: uint8 `H W 3` of one size, at least one: an array `f H W 3`, or an iterator, of which no more than one is
+        held. An mp4 with an odd side repeats its last row or column, because H.264 needs even sides.
       fps: Frames per second.
+      quality: Of an mp4: the constant rate factor, from 0 (lossless but for the colours, which have half the
+        resolution) to 51.
 
     Raises:
-      InputError: `path` cannot be written, for a reason of `check_writable` or of the file system.
+      InputError: There is no frame, or several for a picture; or `path` cannot be written, for a reason of
+        `check_writable` or of the file system.
     """
     path = expand_home(path)
     check_writable(path)
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        raise InputError(f"cannot write {path}: expected at least one frame, found none")
+    frames = itertools.chain([first], frames)
     partial = _temporary_name(path)
     fps = Fraction(fps).limit_denominator(1001)  # 30000/1001 and the like stay exact
     try:
@@ -326,7 +379,12 @@ def write_video(path: str | Path, frames: np.ndarray, fps: Fraction | float) -> 
             if not path.suffix:
                 _write_pngs(partial, frames)
             elif path.suffix.lower() == ".mp4":
-                _write_mp4(partial, frames, fps)
+                options = {"crf": str(quality)}
+                _write_with_ffmpeg(partial, map(_with_even_sides, frames), fps, "libx264", "yuv420p", options)
+            elif path.suffix.lower() == ".png":
+                _write_picture(partial, frames)
+            elif path.suffix.lower() == ".mkv":
+                _write_with_ffmpeg(partial, frames, fps, "ffv1", "bgr0", {})
             else:
                 _write_with_pillow(partial, frames, fps)
             if path.is_dir():
@@ -377,29 +435,41 @@ def _temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix.lower()}")
 
 
-def _write_pngs(folder: Path, frames: np.ndarray) -> None:
+def _write_pngs(folder: Path, frames: Iterable[np.ndarray]) -> None:
     folder.mkdir()
     for i, frame in enumerate(frames):
         Image.fromarray(frame).save(folder / f"{i:05d}.png")
 
 
-def _write_with_pillow(path: Path, frames: np.ndarray, fps: Fraction) -> None:
-    first, *rest = map(Image.fromarray, frames)
+def _write_picture(path: Path, frames: Iterator[np.ndarray]) -> None:
+    Image.fromarray(next(frames)).save(path)
+    if next(frames, None) is not None:
+        raise InputError("expected one frame for a picture, found more; choose a video or a folder")
+
+
+def _write_with_pillow(path: Path, frames: Iterable[np.ndarray], fps: Fraction) -> None:
+    pictures = map(Image.fromarray, frames)
     options: dict[str, Any] = {"quality": WEBP_QUALITY} if path.suffix == ".webp" else {}
-    first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, **options)
+    next(pictures).save(path, save_all=True, append_images=pictures, duration=round(1000 / fps), loop=0, **options)
 
 
-def _write_mp4(path: Path, frames: np.ndarray, fps: Fraction) -> None:
+def _with_even_sides(frame: np.ndarray) -> np.ndarray:
+    h, w, _ = frame.shape
+    return np.pad(frame, ((0, h % 2), (0, w % 2), (0, 0)), mode="edge")  # 4:2:0 halves both sides
+
+
+def _write_with_ffmpeg(
+    path: Path, frames: Iterable[np.ndarray], fps: Fraction, codec: str, pixels: str, options: dict[str, str]
+) -> None:
     import av  # noqa: PLC0415 (slow to import)
 
-    h, w = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)), mode="edge")  # 4:2:0 halves both sides
     # Without the protocol, FFmpeg takes what is before a colon in a name for one.
-    with av.open(f"file:{path}", "w", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": H264_QUALITY})
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in frames:
+    with av.open(f"file:{path}", "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
+        stream: Any = container.add_stream(codec, rate=fps, options=options)
+        stream.pix_fmt = pixels
+        for i, frame in enumerate(frames):
+            if i == 0:
+                stream.height, stream.width, _ = frame.shape
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
 

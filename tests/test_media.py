@@ -16,16 +16,54 @@ def clip(frames=5, h=48, w=32):
     return np.stack([100 + 20 * f, 2 * y + 50, 3 * x + 60], -1).astype(np.uint8)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".webp", ".gif", ""])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webp", ".gif", ""])
 def test_video_round_trip(tmp_path, suffix):
     video = clip()
-    media.write_video(tmp_path / f"v{suffix}", video, 10)
+    media.write_video(tmp_path / f"v{suffix}", iter(video), 10)
     got, fps = media.read_video(tmp_path / f"v{suffix}")
     assert got.shape == video.shape
     assert fps == (10 if suffix else media.DEFAULT_FPS)
-    tolerance = {"": 0, ".mp4": 12, ".webp": 16, ".gif": 60}[suffix]  # a gif has 256 colours
+    tolerance = {"": 0, ".mkv": 0, ".mp4": 12, ".webp": 16, ".gif": 60}[suffix]  # a gif has 256 colours
     assert np.abs(got.astype(int) - video).max() <= tolerance
     assert [p.name for p in tmp_path.iterdir()] == [f"v{suffix}"]
+
+
+def test_better_quality_takes_more_bytes_and_loses_less(tmp_path, rng):
+    video, lost, sizes = rng.integers(0, 256, (3, 32, 32, 1), np.uint8).repeat(3, axis=-1), [], []
+    for quality in (4, 40):
+        media.write_video(tmp_path / "v.mp4", video, 10, quality)
+        lost.append(np.abs(media.read_video(tmp_path / "v.mp4")[0].astype(int) - video).mean())
+        sizes.append((tmp_path / "v.mp4").stat().st_size)
+    assert lost[0] < lost[1] / 4 and sizes[0] > sizes[1]
+
+
+def test_an_odd_video_is_written_without_loss(tmp_path, rng):
+    video = rng.integers(0, 256, (3, 33, 47, 3), np.uint8)
+    media.write_video(tmp_path / "v.mkv", video, 10)
+    np.testing.assert_array_equal(media.read_video(tmp_path / "v.mkv")[0], video)
+
+
+def test_a_png_is_one_picture(tmp_path):
+    media.write_video(tmp_path / "v.png", clip(1), 10)
+    np.testing.assert_array_equal(media.read_image(tmp_path / "v.png"), clip(1)[0])
+    with pytest.raises(InputError, match=r"expected one frame for a picture, found more"):
+        media.write_video(tmp_path / "w.png", clip(2), 10)
+    assert [path.name for path in tmp_path.iterdir()] == ["v.png"]
+
+
+@pytest.mark.parametrize("name", ["v.mp4", "v.gif", "v"])
+def test_a_video_without_frames_is_not_written(tmp_path, name):
+    with pytest.raises(InputError, match="expected at least one frame"):
+        media.write_video(tmp_path / name, iter(()), 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_stream_holds_one_frame_at_a_time(tmp_path):
+    media.write_video(tmp_path / "v.mp4", clip(6), 10)
+    stream = media.stream_video(tmp_path / "v.mp4", stride=2, limit=2)
+    assert (stream.length, stream.fps) == (2, 5)
+    whole = media.read_video(tmp_path / "v.mp4")[0]
+    np.testing.assert_array_equal(np.stack(list(stream.frames)), whole[[0, 2]])
 
 
 def test_mp4_plays_in_browsers(tmp_path):
@@ -80,7 +118,7 @@ def test_hidden_files_are_no_frames(tmp_path):
 
 
 def test_suffixes_may_be_in_upper_case(tmp_path):
-    for suffix in sorted(media.VIDEO_FORMATS):
+    for suffix in sorted(media.VIDEO_FORMATS - {".png"}):
         lower, upper = tmp_path / f"v{suffix}", tmp_path / f"v{suffix.upper()}"
         for path in (lower, upper):
             media.write_video(path, clip(), 10)
