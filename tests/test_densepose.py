@@ -43,6 +43,16 @@ def test_flipping_swaps_sides_and_twice_is_nothing():
     assert FLIPPED[[3, 5, 23]].tolist() == [4, 6, 24], "hands, feet and halves of the head have"
 
 
+def test_brightness_tells_labels_apart_where_colours_are_mixed(tmp_path, motion):
+    labels = read_labels(motion)[0]
+    media.write_video(tmp_path / "v.mp4", motion, 10, quality=6)
+    video = media.read_video(tmp_path / "v.mp4")[0]
+    nearest = np.square(video[..., None, :].astype(int) - PALETTE.astype(int)).sum(-1).argmin(-1)
+    found, distances = read_labels(video)
+    assert (found == labels).mean() > 0.98 and (found != labels).mean() < 0.8 * (nearest != labels).mean()
+    np.testing.assert_array_equal(distances, np.abs(video[..., None, :].astype(int) - PALETTE).max(-1).min(-1))
+
+
 def test_good_motion_has_no_complaint(motion):
     report = check_motion(motion)
     assert report.complaint is None
@@ -58,15 +68,18 @@ def test_complaints_name_the_cause(motion, rng):
     empty = np.broadcast_to(np.array(BACKGROUND, np.uint8), motion.shape)
     night = np.zeros_like(motion)
     for wrong, message in (
-        (black, "a black background where RGB \\(68, 1, 84\\) is expected"),
-        (motion[..., ::-1], "red and blue swapped"),
-        (grey, "another colour map"),
+        (
+            black,
+            "a black background where RGB \\(68, 1, 84\\) is expected.*python -m mafx.densepose 'my motion.mp4' --out",
+        ),
+        (motion[..., ::-1], "red and blue swapped.*python -m mafx.densepose 'my motion.mp4' --out"),
+        (grey, "another colour map.*python -m mafx.densepose 'my motion.mp4' --out"),
         (night, "another colour map"),
         (jet, "another colour map"),
-        (photo, "does not look like DensePose"),
+        (photo, "does not look like DensePose.*sample.py --video 'my motion.mp4'"),
         (empty, "only background"),
     ):
-        complaint = check_motion(wrong).complaint
+        complaint = check_motion(wrong, "my motion.mp4").complaint
         assert complaint is not None
         assert re.search(message, complaint), complaint
 

@@ -5,6 +5,7 @@ a canvas of viridis' first colour. Wrong colours are the most frequent cause of 
 """
 
 import dataclasses
+import shlex
 
 import numpy as np
 
@@ -25,6 +26,11 @@ BACKGROUND: tuple[int, int, int] = (68, 1, 84)  # colour of label 0
 
 # The label of each body part after the picture is flipped left to right.
 FLIPPED = np.array([0, 1, 2, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15, 18, 17, 20, 19, 22, 21, 24, 23])
+
+# JPEG's luminance and chrominance of RGB. Differences of chrominance count a quarter.
+WEIGHTED_YCBCR = np.array([[1.0], [0.25], [0.25]], np.float32) * np.array(
+    [[0.299, 0.587, 0.114], [-0.1687, -0.3313, 0.5], [0.5, -0.4187, -0.0813]], np.float32
+)
 
 # Limits of check_motion. Published driving videos have 0.89 to 0.95 of their pixels within 6 of a palette colour.
 TOLERANCE = 8  # per channel, because video compression moves colours by about 6
@@ -50,21 +56,27 @@ def draw_labels(labels: np.ndarray) -> np.ndarray:
     return PALETTE[labels]
 
 
-def read_labels(colours: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def read_labels(colours: np.ndarray, palette: np.ndarray = PALETTE) -> tuple[np.ndarray, np.ndarray]:
     """Find the label whose colour is nearest to each pixel's.
+
+    Videos keep brightness at full resolution and colours at half of it. At the borders of body parts, brightness is
+    right where the colour is a mixture, so that it counts most.
 
     Args:
       colours: uint8 `... 3`.
+      palette: The colours of the labels, uint8 `25 3`.
 
     Returns:
-      The labels, int64 `...`, and the distance to their colours, int16 `...`: the largest difference of a channel.
+      The labels, int64 `...`, and the distance to the nearest colour of the palette, int16 `...`: the largest
+      difference of a channel.
     """
     # A render has few colours, so comparing each distinct colour once is ten times as fast as comparing every pixel.
     packed = colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     distinct, positions = np.unique(packed, return_inverse=True)
     unpacked = (distinct[:, None] >> np.array([16, 8, 0])).astype(np.uint8)
-    distances = np.abs(unpacked[:, None].astype(np.int16) - PALETTE.astype(np.int16)).max(-1)
-    return distances.argmin(-1)[positions], distances.min(-1)[positions]
+    differences = unpacked[:, None].astype(np.int16) - palette.astype(np.int16)
+    labels = np.square(differences @ WEIGHTED_YCBCR.T).sum(-1).argmin(-1)
+    return labels[positions], np.abs(differences).max(-1).min(-1)[positions]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +115,12 @@ class EvenSample:
         return np.stack(self._taken)
 
 
-HOW_TO = (
-    "Render detectron2's fine segmentation (apply_net.py dump) with the viridis map, alpha 1, on a canvas of "
-    f"RGB {BACKGROUND}; mafx.densepose.PALETTE lists the {PARTS} colours."
-)
-
-
-def check_motion(frames: np.ndarray) -> MotionReport:
+def check_motion(frames: np.ndarray, name: str = "VIDEO") -> MotionReport:
     """Compare the colours of a motion with the palette, on up to 16 evenly spaced frames.
 
     Args:
       frames: uint8 `f H W 3`.
+      name: The file that they come from, for the command that helps.
 
     Returns:
       How well they fit, and what to do where they do not.
@@ -125,34 +132,30 @@ def check_motion(frames: np.ndarray) -> MotionReport:
     labels, distances = read_labels(pixels)
     fits = distances <= TOLERANCE
     person = fits & (labels > 0)
-    return MotionReport(float(fits.mean()), float(person.mean()), _complaint(pixels, fits, person))
+    return MotionReport(float(fits.mean()), float(person.mean()), _complaint(pixels, fits, person, shlex.quote(name)))
 
 
-def _complaint(pixels: np.ndarray, fits: np.ndarray, person: np.ndarray) -> str | None:
+def _complaint(pixels: np.ndarray, fits: np.ndarray, person: np.ndarray, name: str) -> str | None:
     """What is wrong with pixels `p 3`, of which `fits` have palette colours and `person` those of body parts."""
     if fits.mean() >= FITTING:
         if person.mean() >= PERSON:
             return None
-        return (
-            "The motion video shows only background: DensePose found no person in it. "
-            "Check the detection, or the frames chosen."
-        )
+        return "The motion shows only background: nobody was found in it. Check the detection, or the frames chosen."
+    convert = f"`python -m mafx.densepose {name} --out motion.mkv` converts it."
     dark = pixels.max(-1) <= DARK
     if DARK_BACKGROUND < dark.mean() < 1 and fits[~dark].mean() >= DARK_FITTING:
         return (
-            "The motion video has the body parts' colours, but a black background where "
-            f"RGB {BACKGROUND} is expected. Paint it. {HOW_TO}"
+            "The motion has the body parts' colours, but a black background where "
+            f"RGB {BACKGROUND} is expected. {convert}"
         )
     if (read_labels(pixels[:, ::-1])[1] <= TOLERANCE).mean() >= FITTING:
-        return "The motion video has the palette with red and blue swapped. Swap its channels (BGR to RGB)."
+        return f"The motion has the palette with red and blue swapped. {convert}"
     share = f"only {fits.mean():.0%} of its pixels have colours of the DensePose palette"
     counts = np.unique(pixels >> 4, axis=0, return_counts=True)[1]  # 16 levels of each channel
     common = np.sort(counts)[::-1][: 2 * PARTS]
     if common.sum() / len(pixels) > FEW_COLOURS:
-        return (
-            f"The motion video has few colours, but not these: {share}, as with another colour map "
-            f"or a visible background. {HOW_TO}"
-        )
+        return f"The motion has few colours, but not these: {share}, as with another colour map. {convert}"
     return (
-        f"The motion video does not look like DensePose: {share}. A video of a person must be converted first. {HOW_TO}"
+        f"The motion does not look like DensePose: {share}. To animate by a video of a person, give it as --video: "
+        f"`python sample.py --video {name}`."
     )
