@@ -27,6 +27,7 @@ STATUSES: dict[type[BaseException], int] = {  # exit statuses
 # From which level on other libraries may speak. What orbax logs as an error (by absl or asyncio), it raises as well.
 LIBRARIES = {
     "absl": logging.CRITICAL,
+    "asyncio": logging.CRITICAL,
     "httpx": logging.WARNING,
     "httpx2": logging.WARNING,
     "jax": logging.WARNING,
@@ -55,6 +56,21 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(BAD_INPUT, f"{self.prog}: {message}; --help lists the flags\n")
+
+
+def parse_count(text: str) -> int:
+    """The value of a flag that is a number of things."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return int(text)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """The value of a flag that is rows and columns in pixels: "512" or "768x512"."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"expected one number or HxW, found {text!r}")
+    return int(sides[0]), int(sides[-1])
 
 
 def add_config_flag(parser: argparse.ArgumentParser) -> None:

@@ -25,7 +25,13 @@ HIPS, KNEES, ANKLES, HEELS, TOES = (23, 24), (25, 26), (27, 28), (29, 30), (31, 
 
 
 class BodyFinder:
-    """Finds people in the frames of a video and draws their body parts. The labels are approximate."""
+    """Finds people in the frames of a video and draws their body parts. The labels are approximate.
+
+    Attributes:
+      warm_up: Frames that it wants to see before the first one, to have found and smoothed people.
+    """
+
+    warm_up = 25
 
     def __init__(self, files: PoseFiles, people: int = 1, tracking: bool = True, fps: float = FPS):
         """Prepare both networks.

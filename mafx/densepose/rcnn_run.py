@@ -131,7 +131,12 @@ class RCNNFinder:
     """Finds people in frames.
 
     It compiles once for all frames of one size, and once for each of a few numbers of people.
+
+    Attributes:
+      warm_up: Frames that it wants to see before the first one: none, because it follows nobody.
     """
+
+    warm_up = 0
 
     def __init__(
         self,
