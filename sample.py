@@ -1,6 +1,7 @@
-"""Animate a reference picture by a DensePose motion video.
+"""Animate a reference picture by a DensePose motion video, or by a video of somebody.
 
     python sample.py --pretrained WEIGHTS --reference person.png --motion densepose.mp4 --out person.mp4
+    python sample.py --pretrained WEIGHTS --reference person.png --video dance.mp4 --out person.mp4
 
 Without --reference or --motion, a drawn puppet stands in. Without weights, the small model that comes with mafx
 animates it:
@@ -24,6 +25,8 @@ from mafx.commands import (
     claim_card,
     expand_home,
     join_processes,
+    parse_count,
+    parse_size,
     run_command,
 )
 from mafx.errors import InputError, memory_advice
@@ -63,6 +66,7 @@ def make_parser() -> Parser:
         choices=("warn", "error", "off"),
         help="What to do when the motion's colours are not DensePose's (default warn).",
     )
+    add_video_flags(parser)
 
     add = parser.add_argument_group("the model").add_argument
     add("--pretrained", metavar="FOLDER", help="Folder of published weights.")
@@ -77,7 +81,6 @@ def make_parser() -> Parser:
         "(default: three quarters of the card, as JAX says).",
     )
     add_setting_flags(parser, SPECIAL_DEFAULTS)
-
     add_measuring_flags(parser)
 
     add = parser.add_argument_group("compiling").add_argument
@@ -88,18 +91,30 @@ def make_parser() -> Parser:
     return parser
 
 
+def add_video_flags(parser: Parser) -> None:
+    add = parser.add_argument_group("from a video of a person").add_argument
+    add("--video", help="Video of a person, instead of --motion: it is drawn as DensePose first.")
+    add(
+        "--densepose",
+        metavar="FILE",
+        help="What finds people: DensePose weights (.pkl, .pth), or landmark networks (.task, or a folder of .tflite). "
+        "Default: landmark networks that are fetched once; approximate.",
+    )
+    add("--person", default="largest", help="Of several: largest, central, all, or a number counted from the left.")
+    add(
+        "--align",
+        choices=("none", "place", "body"),
+        help="Bring the driver's body to the place of the reference's, or to its place and size, and crop both alike "
+        "(default: body with --video, where the reference shows a person; else none).",
+    )
+
+
 def add_measuring_flags(parser: Parser) -> None:
     add = parser.add_argument_group("measuring a run").add_argument
     add("--split", choices=("train", "test"), help="Animate and measure these clips of --workdir's data.")
     add("--clips", type=parse_count, help="Take only the first so many clips (default: all).")
     add("--metric_networks", metavar="FOLDER", type=expand_home, help="Networks of LPIPS, FID, FID-VID and FVD.")
     add("--against", metavar="FOLDER", type=expand_home, help="Another evaluation of the same clips, to compare with.")
-
-
-def parse_count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
-    return int(text)
 
 
 def parse_memory(text: str) -> float:
@@ -110,14 +125,6 @@ def parse_memory(text: str) -> float:
     if not 0 < memory < math.inf:
         raise argparse.ArgumentTypeError(f"expected a number of GiB, found {text!r}")
     return memory
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Rows and columns of "512" or "768x512"."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdigit() and int(side) > 0 for side in sides):
-        raise argparse.ArgumentTypeError(f"expected one number or HxW, found {text!r}")
-    return int(sides[0]), int(sides[-1])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -142,11 +149,21 @@ def main(arguments: list[str] | None = None) -> None:
         elif args.split:
             evaluate(args, source, settings, dtype)
         else:
-            names = ("reference", "motion", "size", "fit", "frames", "stride", "grid", "zoom", "motion_check")
+            from mafx.densepose.finders import FinderOptions  # noqa: PLC0415
+            from mafx.inputs import FileRequest  # noqa: PLC0415
+
+            names = ("reference", "motion", "video", "person", "size", "fit", "frames", "stride", "grid", "zoom")
             outs = [expand_home(name) for name in (DEFAULT_OUT if args.out is None else args.out).split(",")]
             is_second_run = args.out is None and Path(DEFAULT_RECORD).exists()
             overwrite = args.overwrite or is_second_run
-            request = jobs.FileRequest(outs=outs, overwrite=overwrite, **{name: getattr(args, name) for name in names})
+            request = FileRequest(
+                outs=outs,
+                overwrite=overwrite,
+                motion_check=args.motion_check,
+                align=args.align,
+                finder=FinderOptions(weights=args.densepose, dtype=dtype, cache=args.cache),
+                **{name: getattr(args, name) for name in names},
+            )
             jobs.animate_files(request, source, settings, dtype, args.memory)
 
 

@@ -10,21 +10,20 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mafx import densepose, media
+from mafx import media
 from mafx.compiling import announce_compilation
-from mafx.data.clips import TEST_SEEDS, PuppetClip
 from mafx.data.datasets import find_clips
 from mafx.data.examples import ExampleOptions
 from mafx.errors import InputError, memory_advice
 from mafx.evaluation.features import MetricNetworks
 from mafx.evaluation.protocol import compare, data_facts, evaluate, read_metrics, table
+from mafx.inputs import DEFAULT_FRAMES, FileRequest, read_inputs
 from mafx.media import Size
 from mafx.model import Model, abstract_model
 from mafx.program import plan
@@ -33,47 +32,7 @@ from mafx.sources import Source
 from mafx.stamps import compare_facts
 from mafx.training.checkpoints import find_step
 
-DEFAULT_FRAMES = 16  # of a puppet's motion, and of what is compiled for
-SMALL_SIDE = 256  # smaller videos are enlarged to about this by default
-
 log = logging.getLogger("mafx")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FileRequest:
-    """What to animate, and where to write it.
-
-    Attributes:
-      reference: Picture of the person; None lets a puppet stand in.
-      motion: DensePose video or folder of renders; None takes a puppet's motion.
-      outs: Files or folders to write, see `media.write_video`.
-      overwrite: Whether existing outputs are replaced.
-      size: Rows and columns in pixels; None means as the model was trained.
-      fit: How pictures of other proportions are fitted, see `media.fit`.
-      frames: Largest number of frames of the motion; None means all.
-      stride: Every so many-th frame of the motion is taken.
-      grid: Whether reference, motion and result are written side by side.
-      zoom: How many times the video is enlarged; None enlarges small ones, unless a size is asked for.
-      motion_check: What to do when the motion's colours are not DensePose's: "warn", "error" or "off".
-    """
-
-    reference: str | None = None
-    motion: str | None = None
-    outs: Sequence[Path]
-    overwrite: bool = False
-    size: Size | None = None
-    fit: str = "crop"
-    frames: int | None = None
-    stride: int = 1
-    grid: bool = False
-    zoom: int | None = None
-    motion_check: str = "warn"
-
-    def zoom_at(self, size: Size) -> int:
-        """How many times a video of a size is enlarged."""
-        if self.zoom:
-            return self.zoom
-        return 1 if self.size else max(1, SMALL_SIDE // max(size))
 
 
 def animate_files(
@@ -84,7 +43,8 @@ def animate_files(
     Raises:
       InputError: For files that cannot be read or written, and for settings that do not fit, the `memory` among them.
     """
-    record = check_outputs(request.outs, request.overwrite)
+    made = [path for path in (request.drawn, request.alignment) if path is not None]
+    record = check_outputs([*request.outs, *made], request.overwrite)
     size = request.size or source.size
     reference, motion, fps = read_inputs(request, size, settings.seed)
     # Planned before minutes of loading, so that what does not fit is said at once. A plan needs no parameters.
@@ -104,7 +64,8 @@ def animate_files(
         facts = {
             "command": shlex.join(["python", *sys.argv]),
             "model": {"name": source.name} | model.stamp(),
-            "inputs": {"reference": request.reference, "motion": request.motion},
+            "inputs": {"reference": request.reference, "motion": request.motion, "video": request.video},
+            "align": request.align,
             "outs": [str(out) for out in request.outs],
             "motion": {"frames": len(motion), "stride": request.stride, "fps": float(fps)},
             "size": size,
@@ -160,34 +121,6 @@ def _keep_frames(video: np.ndarray, folders: Sequence[Path]) -> Path:
         else:
             return path
     raise InputError(f"cannot write the frames anywhere: {'; '.join(failures)}")
-
-
-def read_inputs(request: FileRequest, size: Size, seed: int) -> tuple[np.ndarray, np.ndarray, Fraction]:
-    """The reference `H W 3`, the motion `f H W 3`, both uint8 and of the size, and the motion's frames per second."""
-    puppet = PuppetClip(TEST_SEEDS + seed, TEST_SEEDS + seed, size)
-    reference = media.read_image(request.reference) if request.reference else puppet.read(np.array([0]))[0][0]
-    if request.motion:
-        sample = densepose.EvenSample()  # colours are checked before frames are fitted, which blends them
-
-        def prepare(frame: np.ndarray) -> np.ndarray:
-            sample.add(frame)
-            return media.fit(frame, size, request.fit, densepose.BACKGROUND)
-
-        motion, fps = media.read_video(request.motion, stride=request.stride, limit=request.frames, prepare=prepare)
-        checked = sample.frames
-    else:
-        frames = 1 + request.stride * np.arange(request.frames or DEFAULT_FRAMES)
-        checked = motion = puppet.read(frames)[1]
-        fps = puppet.fps / request.stride
-    if request.motion_check != "off" and (complaint := densepose.check_motion(checked).complaint):
-        if request.motion_check == "error":
-            raise InputError(complaint)
-        log.warning("%s (--motion_check off silences this)", complaint)
-    for name, picture in (("reference", reference), ("motion", checked[0])):
-        if picture.shape[:2] != size:
-            log.info("The %s is %dx%d: %s to %dx%d (rows x columns).", name, *picture.shape[:2], request.fit, *size)
-    reference = media.fit(reference, size, request.fit)
-    return reference, motion, fps
 
 
 def evaluate_run(
