@@ -5,8 +5,12 @@
 The records are made by tensorflow-datasets, without TensorFlow. A record is a frame with its render, and a shard is a
 clip, or 256 images: a reader opens one file and takes the frames that it wants. `report.json`, beside the records, says
 what was left out and why.
+
+Plain videos and photographs, without renders, are drawn with --poses. Where that takes long, several processes share
+it, on one machine or many: the same command with --distributed, as train.py takes it.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -29,7 +33,8 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from tqdm.auto import tqdm
 
 from mafx import media
-from mafx.commands import Parser, run_command
+from mafx.commands import Parser, add_process_flags, join_processes, run_command
+from mafx.data.drawing import WHOLE, Share, draw_missing, finder_options
 from mafx.data.layouts import LAYOUTS, Layout
 from mafx.data.raw import Raw
 from mafx.data.staging import Staged, stage
@@ -112,6 +117,8 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
 
     layout: Layout
     min_frames = MIN_FRAMES
+    poses: str | None = None  # how clips without renders are drawn, see `drawing.finder_options`
+    share = WHOLE
     VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded. To find that out by itself, tensorflow-datasets needs a package that it does not install.
     url_infos = None
@@ -170,10 +177,19 @@ class Records(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ign
         if not raws:
             raise InputError(f"expected {self.layout.files} in {folder}, found none of that")
         archives = [self.staging / split / f"{raw.name}.zip" for split, raw in raws]
+        drawn = self.draw(folder) if self.poses else [(raw, None) for _, raw in raws]
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            checked = pool.map(stage, [raw for _, raw in raws], archives)
+            checked = pool.map(stage, [raw for raw, _ in drawn], archives)
             clips = list(tqdm(checked, f"{self.name}, checking", len(raws), unit="clip"))
+        for i, (_, reason) in enumerate(drawn):
+            if reason:  # says more than that there are no renders
+                clips[i] = dataclasses.replace(clips[i], kept=[], left_out=[(None, reason)])
         return [(split, clip) for (split, _), clip in zip(raws, clips, strict=True)]
+
+    def draw(self, folder: Path) -> list[tuple[Raw, str | None]]:
+        """Draw the renders of clips that have none, see `drawing.draw_missing`."""
+        places = [(self.staging / "renders" / split / raw.name, raw) for split, raw in self._find(folder)]
+        return draw_missing(places, finder_options(self.poses or ""), self.share)
 
 
 def builder_class(layout: Layout) -> type[Records]:
@@ -205,7 +221,14 @@ def find_builder(name: str, data_dir: Path) -> Records:
 # -- Preparing
 
 
-def prepare(name: str, manual_dir: Path, data_dir: Path, min_frames: int = MIN_FRAMES) -> Records:
+def prepare(
+    name: str,
+    manual_dir: Path,
+    data_dir: Path,
+    min_frames: int = MIN_FRAMES,
+    poses: str | None = None,
+    share: Share = WHOLE,
+) -> Records:
     """Make the records of a data set, unless they are there.
 
     tensorflow-datasets alone can read them: the features are `image`, `motion` (the render), `clip` (its name) and
@@ -216,9 +239,11 @@ def prepare(name: str, manual_dir: Path, data_dir: Path, min_frames: int = MIN_F
       manual_dir: The folder with what was downloaded.
       data_dir: Where the records go, in a folder of this name.
       min_frames: Clips with fewer good frames in a row are left out. It does not apply to sets of images.
+      poses: How renders are drawn where a clip has none: "landmarks", or a file of DensePose weights. None draws none.
+      share: Of several processes that draw, which one this is. The first one writes the records.
 
     Returns:
-      The builder of the records.
+      The builder of the records. In processes but the first, there may be no records yet.
 
     Raises:
       InputError: The name is unknown, nothing usable was downloaded, or `data_dir` cannot be written.
@@ -233,6 +258,11 @@ def prepare(name: str, manual_dir: Path, data_dir: Path, min_frames: int = MIN_F
         raise InputError(f"expected {builder.layout.files} in {manual_dir}, found {state}")
     if not builder.layout.single_frames:
         builder.min_frames = max(1, min_frames)
+    builder.poses, builder.share = poses, share
+    if share.index:
+        builder.draw(manual_dir)
+        log.info("This process has drawn its share. The first one writes the records.")
+        return builder
     try:
         with advice_at_interrupt(GOES_ON):
             _write_records(builder, manual_dir)
@@ -379,15 +409,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--min_frames", type=int, default=MIN_FRAMES, help="Shorter clips are left out (default %(default)s)."
     )
+    parser.add_argument(
+        "--poses",
+        metavar="HOW",
+        help="Draw renders for clips that have none: landmarks (approximate, nothing to give), or a file of DensePose "
+        "weights.",
+    )
+    add_process_flags(parser)
     add_limit_flags(parser)
     args = parser.parse_args(arguments)
     set_limits(args)
-    return run_command(NAME, _prepare_quietly, args.name, args.manual_dir, args.data_dir, args.min_frames)
+    return run_command(NAME, _prepare_quietly, args)
 
 
-def _prepare_quietly(*args: Any) -> None:
+def _prepare_quietly(args: argparse.Namespace) -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # tensorflow-datasets warns that there are no records yet
-    prepare(*args)
+    share = WHOLE
+    if args.distributed:
+        import jax  # noqa: PLC0415 (slow to import, and records are read without it)
+
+        join_processes(args)
+        share = Share(jax.process_index(), jax.process_count())
+    prepare(args.name, args.manual_dir, args.data_dir, args.min_frames, args.poses, share)
 
 
 if __name__ == "__main__":
