@@ -29,17 +29,19 @@ Reading order, in which a module imports only from those before it:
     boxes, media, densepose, metrics
     densepose: capsules, people, pose_files, pose_networks, landmarks, bodies
     diffusion: schedule, samplers, losses, windows
-    data: puppets, clips, raw, layouts, staging, builders, datasets, examples, latents
+    data: puppets, clips, raw, layouts, staging
     models: kernels, convolution, layers, fused, attention, temporal, unet, control
     models: autoencoder, text, ablated, animator
     placing, model
     pretrained: pickles, formats, names, configs, layout
     bundled
     compiling, progress, flops, settings, steps, sampling, budget, program, animation
-    densepose: people, layers, resnet, proposals, roi, heads, rcnn, rcnn_weights, rcnn_run, dumps
+    densepose: layers, resnet, proposals, roi, heads, rcnn, rcnn_weights, rcnn_run, dumps
+    densepose: kept, finders, colour_maps, steady, tracks, motions, align, agreement
+    data: drawing, builders, datasets, examples, latents
     evaluation: networks, features, protocol
     training: config, sharding, optimiser, averages, step, checkpoints, runs, start, watch, loop, fit
-    sources, jobs
+    sources, inputs, jobs, densepose.__main__
     pretrained: export, origins, transfers, download
     bundled.release
     ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__

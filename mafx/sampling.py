@@ -201,9 +201,7 @@ def _predict_windows(
         return output.at[indices].add(weights * predicted), deep
 
     nothing = jnp.zeros_like(state.x), state.deep
-    if (
-        len(batches.indices) == 1
-    ):  # no loop: XLA moves parts of a network out of one that repeats nothing, and runs both
+    if len(batches.indices) == 1:  # XLA would move parts of a network out of a loop of one batch, and run them twice
         return add_batch(0, nothing)
     return jax.lax.fori_loop(0, batches.number, add_batch, nothing)
 

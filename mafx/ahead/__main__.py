@@ -9,10 +9,10 @@
     python -m mafx.ahead --target v5e --quick
     python -m mafx.ahead --target v5p --topology 2x2x2 4x4x4 --fsdp 1 8 --quick
 
-Programs are the parts of an animation and a training step of each stage. A row says whether a program compiles and
-fits, and its memory in GiB on one device: arguments, temporaries, all of it, and all of it with the weights that it
-does not use but that lie on the device all the same. What the runtime keeps is left free. JAX takes three quarters of
-an NVIDIA card unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
+Programs are the parts of an animation, a training step of each stage, and "densepose", which finds people in four
+frames. A row says whether a program compiles and fits, and its memory in GiB on one device: arguments, temporaries, all
+of it, and all of it with the weights that it does not use but that lie on the device all the same. What the runtime
+keeps is left free. JAX takes three quarters of an NVIDIA card unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
 
 Times are modelled. No card was measured to check them. A kernel takes the larger of arithmetic / rate and bytes /
 bandwidth, and its launch; rates are assumptions, see mafx/ahead/targets.py. "ms" is one run: of `steps` one guided step
@@ -38,7 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from mafx.ahead.programs import PROGRAMS, Job
+from mafx.ahead.programs import PROGRAMS, SAMPLING, Job
 from mafx.ahead.reports import COLLECTIVES
 from mafx.ahead.rows import (
     HEADER,
@@ -88,7 +88,7 @@ def _is_installed(package: str) -> bool:
 
 def make_jobs(target: str, args: argparse.Namespace) -> list[Job]:
     """Everything that is asked for of one target. A topology is for training alone."""
-    programs = args.programs or (STAGES if args.topology else PROGRAMS)
+    programs = args.programs or (STAGES if args.topology else (*SAMPLING, *STAGES))
     dtype = args.dtype or TARGETS[target].dtype
     shared = {"target": target, "model": args.model, "dtype": dtype, "size": tuple(args.size), "frames": args.frames}
     jobs = []
@@ -163,7 +163,7 @@ def make_parser() -> Parser:
     parser = Parser(NAME, __doc__)
     add = parser.add_argument
     add("--target", nargs="+", required=True, choices=TARGETS, help="Cards to compile for.")
-    add("--programs", nargs="+", choices=PROGRAMS, help="What is compiled (default: everything).")
+    add("--programs", nargs="+", choices=PROGRAMS, help="What is compiled (default: all but densepose).")
     add("--model", default="sd15", choices=SIZES, help="Sizes of the networks (default sd15).")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="Default bfloat16; float16 on a T4.")
     add("--size", nargs=2, type=int, default=(512, 512), metavar=("H", "W"), help="In pixels (default 512 512).")

@@ -4,12 +4,16 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from mafx.ahead.targets import TARGETS, Nvidia, Tpu
+from mafx.densepose.rcnn import DensePoseRCNN, RCNNConfig, prepare
+from mafx.densepose.rcnn_run import FRAMES_AT_ONCE, resized_size
+from mafx.densepose.rcnn_weights import parameter_shapes
 from mafx.errors import InputError
 from mafx.media import Size
 from mafx.model import abstract_model
@@ -23,7 +27,8 @@ from mafx.training.sharding import make_mesh
 from mafx.training.step import trace_step
 
 SAMPLING = tuple(PHASES)  # with the default settings, an animation has one part for each phase
-PROGRAMS = (*SAMPLING, *STAGES)
+DENSEPOSE = "densepose"  # finding people in frames of `size`, with the published network
+PROGRAMS = (*SAMPLING, *STAGES, DENSEPOSE)
 ONE_NVIDIA_CARD = "1x1x1"  # slices, hosts, cards of a host
 CUDNN_VERSION = 91000  # that JAX is told: what it asks for is older
 
@@ -98,6 +103,8 @@ def trace(job: Job) -> Traced:
     Raises:
       InputError: For a size, a number of frames, or a topology that does not fit.
     """
+    if job.program == DENSEPOSE:
+        return _trace_densepose(job)
     return _trace_step(job) if job.trains else _trace_part(job)
 
 
@@ -114,6 +121,25 @@ def _animation(job: Job) -> Program:
     """The animation with the default settings, on one device."""
     config = SIZES[job.model].with_kernels(job.card.kernels(1, job.attention))
     return plan(abstract_model(config, jnp.dtype(job.dtype)), size=job.size, frames=job.frames)
+
+
+def _trace_densepose(job: Job) -> Traced:
+    """Finding people in as many frames as `densepose.rcnn_run` takes at once."""
+    network, dtype = DensePoseRCNN(RCNNConfig()), jnp.dtype(job.dtype)
+    on_device = SingleDeviceSharding(devices(job)[0])
+    params = flax.traverse_util.unflatten_dict(
+        {
+            path: jax.ShapeDtypeStruct(x.shape, dtype, sharding=on_device)
+            for path, x in parameter_shapes(RCNNConfig()).items()
+        }
+    )
+    size = resized_size(job.size)
+    pictures = jax.ShapeDtypeStruct((FRAMES_AT_ONCE, *size, 3), jnp.uint8, sharding=on_device)
+
+    def detect(params: dict, pictures: jax.Array):
+        return network.apply({"params": params}, prepare(pictures, dtype), size, method="detect")
+
+    return Traced(jax.jit(detect).trace(params, pictures), 1, FRAMES_AT_ONCE, 0)
 
 
 def _trace_step(job: Job) -> Traced:

