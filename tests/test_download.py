@@ -383,7 +383,10 @@ def test_an_interrupted_command_says_that_it_goes_on(hub, tmp_path):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said.splitlines()[-1] == f"{command.NAME}: interrupted; what came is kept, and the same command goes on"
+    assert (
+        said.splitlines()[-1]
+        == f"{command.NAME}: interrupted; what is done is kept, and the same command goes on from there"
+    )
     assert UNET_PLACE not in files(tmp_path) and list(part.glob(".*.part"))
 
 
