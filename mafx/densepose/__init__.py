@@ -59,8 +59,8 @@ def draw_labels(labels: np.ndarray) -> np.ndarray:
 def read_labels(colours: np.ndarray, palette: np.ndarray = PALETTE) -> tuple[np.ndarray, np.ndarray]:
     """Find the label whose colour is nearest to each pixel's.
 
-    Videos keep brightness at full resolution and colours at half of it. At the borders of body parts, brightness is
-    right where the colour is a mixture, so that it counts most.
+    Where no colour of the palette is within `TOLERANCE`, the pixel lies at a border of body parts and its colour is a
+    mixture: videos keep colours at half of the resolution. Its brightness, which they keep at full resolution, tells.
 
     Args:
       colours: uint8 `... 3`.
@@ -75,8 +75,10 @@ def read_labels(colours: np.ndarray, palette: np.ndarray = PALETTE) -> tuple[np.
     distinct, positions = np.unique(packed, return_inverse=True)
     unpacked = (distinct[:, None] >> np.array([16, 8, 0])).astype(np.uint8)
     differences = unpacked[:, None].astype(np.int16) - palette.astype(np.int16)
-    labels = np.square(differences @ WEIGHTED_YCBCR.T).sum(-1).argmin(-1)
-    return labels[positions], np.abs(differences).max(-1).min(-1)[positions]
+    distances = np.abs(differences).max(-1)
+    by_brightness = np.square(differences @ WEIGHTED_YCBCR.T).sum(-1).argmin(-1)
+    labels = np.where(distances.min(-1) <= TOLERANCE, distances.argmin(-1), by_brightness)
+    return labels[positions], distances.min(-1)[positions]
 
 
 @dataclasses.dataclass(frozen=True)
