@@ -430,14 +430,15 @@ def test_frames_and_renders_of_several_sizes(tmp_path):
 def test_pictures_and_videos_that_are_cut(tmp_path, suffix):
     video = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), np.uint8)
     path = tmp_path / f"a{suffix}"
-    if suffix in media.VIDEO_FORMATS:
+    is_video = suffix in media.VIDEO_FORMATS and suffix != ".png"
+    if is_video:
         media.write_video(path, video, 10)
     else:
         Image.fromarray(video[0]).save(path)
     content = path.read_bytes()
     for length in (0, 1, 9, 30, len(content) // 3):
         path.write_bytes(content[:length])
-        refused(media.read_video if suffix in media.VIDEO_FORMATS else media.read_image, path, match=f"a{suffix}")
+        refused(media.read_video if is_video else media.read_image, path, match=f"a{suffix}")
 
 
 def test_rates_that_nobody_can_show(tmp_path):

@@ -37,7 +37,11 @@ def make_parser() -> Parser:
     formats = ".mp4, .mkv (without loss), .gif, .webp, a folder of PNGs (no extension), or .png for a picture"
     add("--out", required=True, type=expand_home, help=f"What to write: {formats}.")
     add("--overwrite", action="store_true", help="Replace what is at --out.")
-    add("--kind", default="auto", help="What INPUT is: auto, people, renders, iuv or dump (default auto).")
+    add(
+        "--kind",
+        default="auto",
+        help="What INPUT is: auto, people, renders, iuv or dump (default auto; people with --weights).",
+    )
     files = "DensePose weights (.pkl, .pth), or landmark networks (.task, or a folder of .tflite files)"
     add("--weights", metavar="FILE", help=f"Published {files}.")
     add("--person", default="largest", help="Who is drawn: largest, central, all, or a number counted from the left.")
@@ -70,6 +74,8 @@ def main(arguments: list[str] | None = None) -> None:
     media.check_writable(out)
     if out.exists() and not args.overwrite:
         raise InputError(f"{out} exists; choose another --out or give --overwrite")
+    if args.weights and args.kind == "auto":
+        args.kind = "people"
     options = MotionOptions(person=parse_choice(args.person), **{name: getattr(args, name) for name in OPTIONS})
     claim_card()
     keep_programs(args.cache)
