@@ -13,9 +13,8 @@ from mafx import densepose, media
 from mafx.data.clips import TEST_SEEDS, PuppetClip
 from mafx.densepose.align import ALIGNMENTS, Box, Fit, common_crop, cut_labels, cut_picture, fit_body
 from mafx.densepose.finders import FinderOptions, make_finder
-from mafx.densepose.motions import MotionOptions, forget, make_motion, write_motion
-from mafx.densepose.people import paint
-from mafx.densepose.tracks import follow, parse_choice
+from mafx.densepose.motions import MotionOptions, draw_motion, label_picture
+from mafx.densepose.tracks import parse_choice
 from mafx.errors import InputError
 from mafx.media import Size
 
@@ -141,12 +140,9 @@ def _with_drawn_motion(request: FileRequest, video: str, out: Path) -> FileReque
     options = MotionOptions(
         kind="people", person=parse_choice(request.person), stride=request.stride, frames=request.frames
     )
-    kept = out.with_name(f".{out.name}.people")
-    motion = make_motion(video, options, functools.partial(make_finder, request.finder), kept)
-    write_motion(motion, out)
-    forget(kept)
-    log.info("Wrote %s: %s. --motion takes it the next time.", out, motion.report)
-    if motion.report.nobody == motion.report.frames:
+    report = draw_motion(video, out, options, functools.partial(make_finder, request.finder))
+    log.info("Wrote %s: %s. --motion takes it the next time.", out, report)
+    if report.nobody == report.frames:
         raise InputError(f"expected a person in {video}, found nobody in any of its frames")
     return dataclasses.replace(request, video=None, motion=str(out), stride=1, frames=None)
 
@@ -157,16 +153,15 @@ def _with_drawn_motion(request: FileRequest, video: str, out: Path) -> FileReque
 def _place(request: FileRequest, motion: str, reference: np.ndarray, size: Size) -> tuple[Fit, Box] | None:
     """How the driver fits the reference, and the crop for both; None where it cannot be known and nobody asked."""
     finder, _ = make_finder(request.finder, media.DEFAULT_FPS, is_video=False)
-    shape = reference.shape[:2]
-    people = next(follow(finder.find(iter([reference])), parse_choice(request.person), shape))
+    labels = label_picture(reference, finder, parse_choice(request.person))
     try:
-        fit, box = fit_body(paint(people, shape), _driver(request, motion), request.align or "body")
+        fit, box = fit_body(labels, _driver(request, motion), request.align or "body")
     except InputError as error:
         if request.align:
             raise
         log.warning("The driver stays as it is: %s.", error)
         return None
-    return fit, common_crop(box, shape, size)
+    return fit, common_crop(box, labels.shape, size)
 
 
 def _aligned(

@@ -20,9 +20,7 @@ from mafx import media
 from mafx.data.raw import Raw, find_pictures
 from mafx.densepose import draw_labels
 from mafx.densepose.finders import FinderOptions, make_finder
-from mafx.densepose.motions import MotionOptions, forget, make_motion, write_motion
-from mafx.densepose.people import paint
-from mafx.densepose.tracks import follow
+from mafx.densepose.motions import MotionOptions, draw_motion, forget, kept_beside, label_picture, make_motion
 from mafx.errors import InputError
 from mafx.interrupts import partial_path
 
@@ -63,31 +61,23 @@ def draw_missing(
     """
     missing = [(place, raw) for place, raw in raws if not raw.renders]
     own = missing[share.index :: share.count]
-    reasons: dict[str, str] = {}
     for place, raw in tqdm(own, "drawing", unit="clip", disable=not own):
-        reason = place.with_name(f"{place.name}.txt")
-        if not (_drawn(place, raw).exists() or reason.exists()):
+        if not _is_done(place, raw):
             place.parent.mkdir(parents=True, exist_ok=True)
             try:
                 _draw(place, raw, options)
             except InputError as error:
-                reason.write_text(str(error), "utf-8")
+                _reason_file(place).write_text(str(error), "utf-8")
     if share.index:
         return []
-    _wait([x for i, x in enumerate(missing) if i % share.count != share.index])
-    for place, raw in missing:
-        if not _drawn(place, raw).exists():
-            reasons[raw.name] = place.with_name(f"{place.name}.txt").read_text("utf-8")
-    return [
-        (raw, reasons.get(raw.name)) if raw.renders or raw.name in reasons else (_with_renders(place, raw), None)
-        for place, raw in raws
-    ]
+    _wait(missing)
+    return [(raw, None) if raw.renders else _with_renders(place, raw) for place, raw in raws]
 
 
-def _wait(others: list[tuple[Path, Raw]]) -> None:
-    """Wait until other processes have drawn these clips, or have said why they cannot."""
+def _wait(clips: list[tuple[Path, Raw]]) -> None:
+    """Wait until other processes have drawn their share of these clips, or have said why they cannot."""
     for i in itertools.count():
-        left = [x for x in others if not (_drawn(*x).exists() or x[0].with_name(f"{x[0].name}.txt").exists())]
+        left = [place for place, raw in clips if not _is_done(place, raw)]
         if not left:
             return
         if i % 30 == 0:
@@ -95,31 +85,42 @@ def _wait(others: list[tuple[Path, Raw]]) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def _is_done(place: Path, raw: Raw) -> bool:
+    return _drawn(place, raw).exists() or _reason_file(place).exists()
+
+
+def _reason_file(place: Path) -> Path:
+    """Why a clip cannot be drawn."""
+    return place.with_name(f"{place.name}.txt")
+
+
 def _drawn(place: Path, raw: Raw) -> Path:
     """The video, or the folder, of a clip's renders."""
     return place.with_name(f"{place.name}.mkv") if raw.kind == "videos" else place
 
 
-def _with_renders(place: Path, raw: Raw) -> Raw:
+def _with_renders(place: Path, raw: Raw) -> tuple[Raw, str | None]:
+    """The clip with the renders that were drawn, or as it was, and the reason."""
     drawn = _drawn(place, raw)
+    if not drawn.exists():
+        return raw, _reason_file(place).read_text("utf-8")
     renders = {"": drawn} if raw.kind == "videos" else find_pictures(drawn)
-    return dataclasses.replace(raw, renders=renders, kind="pictures" if raw.kind == "iuv" else raw.kind)
+    return dataclasses.replace(raw, renders=renders, kind="pictures" if raw.kind == "iuv" else raw.kind), None
 
 
 def _draw(place: Path, raw: Raw, options: FinderOptions) -> None:
     """Draw one clip."""
+    make, how = functools.partial(make_finder, options), MotionOptions(kind="people")
     if raw.kind == "images":
         _write_pictures(place, {name: _draw_picture(path, options) for name, path in raw.images.items()})
-        return
-    source = raw.images[""] if raw.kind == "videos" else next(iter(raw.images.values())).parent
-    kept = place.with_name(f".{place.name}.people")
-    motion = make_motion(source, MotionOptions(kind="people"), functools.partial(make_finder, options), kept)
-    if raw.kind == "videos":
-        write_motion(motion, _drawn(place, raw))
+    elif raw.kind == "videos":
+        draw_motion(raw.images[""], _drawn(place, raw), how, make)
     else:
+        kept = kept_beside(place)
+        motion = make_motion(next(iter(raw.images.values())).parent, how, make, kept)
         names = sorted(raw.images, key=media.natural_order)
         _write_pictures(place, dict(zip(names, map(draw_labels, motion), strict=True)))
-    forget(kept)
+        forget(kept)
 
 
 def _draw_picture(path: Path, options: FinderOptions) -> np.ndarray | None:
@@ -129,9 +130,7 @@ def _draw_picture(path: Path, options: FinderOptions) -> np.ndarray | None:
     except InputError:
         return None  # checking it says why
     finder, _ = make_finder(options, media.DEFAULT_FPS, is_video=False)
-    size = picture.shape[:2]
-    people = next(follow(finder.find(iter([picture])), "largest", size))
-    return draw_labels(paint(people, size))
+    return draw_labels(label_picture(picture, finder))
 
 
 def _write_pictures(folder: Path, renders: dict[str, np.ndarray | None]) -> None:

@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     from mafx import media  # noqa: PLC0415 (slow, and --help does without)
     from mafx.compiling import keep_programs  # noqa: PLC0415
     from mafx.densepose.finders import FinderOptions, make_finder  # noqa: PLC0415
-    from mafx.densepose.motions import MotionOptions, forget, make_motion, write_motion  # noqa: PLC0415
+    from mafx.densepose.motions import MotionOptions, draw_motion  # noqa: PLC0415
     from mafx.densepose.tracks import parse_choice  # noqa: PLC0415
     from mafx.model import network_dtype  # noqa: PLC0415
     from mafx.sources import default_dtype  # noqa: PLC0415
@@ -83,11 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     finder = FinderOptions(
         weights=args.weights, dtype=dtype, min_size=args.min_size, max_size=args.max_size, cache=args.cache
     )
-    kept = out.with_name(f".{out.name}.people")
-    motion = make_motion(args.input, options, functools.partial(make_finder, finder), kept)
-    write_motion(motion, out)
-    forget(kept)
-    log.info("Wrote %s: %s.", out, motion.report)
+    report = draw_motion(args.input, out, options, functools.partial(make_finder, finder))
+    log.info("Wrote %s: %s.", out, report)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ class FinderOptions:
     cache: str = DEFAULT_CACHE
 
 
-@functools.lru_cache(maxsize=2)  # weights are read, and programs compiled, once for all videos of a set
 def make_finder(options: FinderOptions, fps: Fraction, is_video: bool = True) -> tuple[Finder, Facts]:
     """What finds people in frames, and the facts that its results depend on.
 
@@ -50,17 +49,24 @@ def make_finder(options: FinderOptions, fps: Fraction, is_video: bool = True) ->
       InputError: The weights cannot be read, or the landmark networks cannot be fetched.
     """
     if options.weights is None or Path(options.weights).suffix.lower() in LANDMARK_FILES:
-        files = (
-            fetch_pose_files(options.cache or DEFAULT_CACHE)
-            if options.weights is None
-            else read_pose_files(options.weights)
-        )
-        digest = hashlib.sha256(files.detection + files.landmarks).hexdigest()
-        facts = {"finder": "their landmarks (approximate)", "weights": digest, "fps": str(fps)}
-        return BodyFinder(files, people=PEOPLE, tracking=is_video, fps=float(fps)), facts
+        return _make_body_finder(options, fps, is_video)
+    return _make_densepose_finder(options)
+
+
+@functools.lru_cache(maxsize=2)  # the networks are prepared once for all pictures of a set
+def _make_body_finder(options: FinderOptions, fps: Fraction, is_video: bool) -> tuple[Finder, Facts]:
+    given = options.weights
+    files = fetch_pose_files(options.cache or DEFAULT_CACHE) if given is None else read_pose_files(given)
+    digest = hashlib.sha256(files.detection + files.landmarks).hexdigest()
+    facts = {"finder": "their landmarks (approximate)", "weights": digest, "fps": str(fps)}
+    return BodyFinder(files, people=PEOPLE, tracking=is_video, fps=float(fps)), facts
+
+
+@functools.lru_cache(maxsize=1)  # weights are read, and programs compiled, once, whatever the rates of videos
+def _make_densepose_finder(options: FinderOptions) -> tuple[Finder, Facts]:
     from mafx.densepose.rcnn_run import RCNNFinder  # noqa: PLC0415 (needs JAX, which those who read data do without)
 
-    path = expand_home(options.weights)
+    path = expand_home(options.weights or "")
     check_regular(path, "file of DensePose weights")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -31,6 +31,8 @@ SAMPLED, SAMPLE_STRIDE = 8, 5  # frames at the beginning by which the kind of a 
 DUMPS = frozenset({".pkl", ".pt", ".pth"})  # suffixes
 log = logging.getLogger("mafx")
 
+MakeFinder = Callable[[Fraction, bool], tuple[Finder, Facts]]  # see `finders.make_finder`
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MotionOptions:
@@ -96,7 +98,7 @@ class Motion:
 def make_motion(
     path: str | Path,
     options: MotionOptions,
-    make_finder: Callable[[Fraction, bool], tuple[Finder, Facts]],
+    make_finder: MakeFinder,
     kept: Path,
 ) -> Motion:
     """Make the label maps of a motion.
@@ -225,6 +227,34 @@ def write_motion(motion: Motion, out: Path) -> None:
         write_whole(out.with_name(f"{out.name}.json"), json.dumps(facts) + "\n")
     if motion.report.nobody == motion.report.frames:
         log.warning("Nobody was found in any frame: %s shows background only.", out)
+
+
+def draw_motion(path: str | Path, out: Path, options: MotionOptions, make_finder: MakeFinder) -> MotionReport:
+    """Make a motion and write it. People who were found are kept beside `out` until that is done.
+
+    Args:
+      path: As `make_motion` takes it, as `options` and `make_finder`.
+      out: As `write_motion` takes it.
+
+    Raises:
+      InputError: See `make_motion` and `write_motion`.
+    """
+    kept = kept_beside(out)
+    motion = make_motion(path, options, make_finder, kept)
+    write_motion(motion, out)
+    forget(kept)
+    return motion.report
+
+
+def label_picture(picture: np.ndarray, finder: Finder, person: str | int = "largest") -> np.ndarray:
+    """The labels uint8 `H W` of a picture `H W 3` of people; which of them, see `tracks.follow`."""
+    h, w, _ = picture.shape
+    return paint(next(follow(finder.find(iter([picture])), person, (h, w))), (h, w))
+
+
+def kept_beside(out: Path) -> Path:
+    """Where people who were found are kept while `out` is made."""
+    return out.with_name(f".{out.name}.people")
 
 
 def forget(kept: Path) -> None:
