@@ -14,8 +14,7 @@ import numpy as np
 
 from mafx.densepose.people import Person
 from mafx.errors import InputError
-from mafx.interrupts import partial_path
-from mafx.stamps import STAMP_FILE, Facts, read_stamp, write_stamp
+from mafx.stamps import STAMP_FILE, Facts, read_stamp, write_stamp, write_whole
 
 FRAMES = 64  # of a piece
 log = logging.getLogger("mafx")
@@ -91,10 +90,7 @@ def _write_piece(path: Path, piece: list[list[Person]]) -> None:
         scores=np.array([person.score for person in everybody], np.float64),
         labels=np.concatenate([np.zeros(0, np.uint8), *(person.labels.ravel() for person in everybody)]),
     )
-    part = path.with_name(f".{path.name}")
-    with partial_path(part):
-        part.write_bytes(content.getvalue())
-        part.replace(path)
+    write_whole(path, content.getvalue())
 
 
 def _read_piece(path: Path) -> list[list[Person]] | None:
