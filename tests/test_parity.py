@@ -287,6 +287,7 @@ def case(request, published, expected):
     return request.param, settings, x
 
 
+@pytest.mark.parametrize("case", ["case_b"], indirect=True)  # of three windows
 def test_pipeline_first_step(published_model, case, parity):
     """Both halves of the first step, fused over windows: the loop of `animate` written out with plain parts."""
     name, settings, x = case

@@ -89,9 +89,7 @@ def one_step(config, params, mesh, sizes=MICRO):
 
 
 def test_a_mesh_of_eight_equals_one_device(micro):
-    settings = micro_config(
-        "appearance", train_only=(("motion_modules", False), ("^(unet|appearance|control|text)/", True), (".*", False))
-    )
+    settings = micro_config("appearance")
     alone, metrics = one_step(settings, micro.params, make_mesh({"data": 1}, jax.devices()[:1]))
     spread, others = one_step(settings, micro.params, make_mesh({"data": 2, "fsdp": 4}))
     kernel = spread.trainable["unet/encoder/conv_in/kernel"]
