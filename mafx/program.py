@@ -202,7 +202,7 @@ class Program:
 
     def lower(self) -> dict[str, jax.stages.Lowered]:
         """Every part, by name, lowered for this machine."""
-        with self._precision():
+        with self.precision():
             return {part.name: part.function.lower(*part.arguments) for part in self.parts()}
 
     def compile(self) -> dict[str, jax.stages.Compiled]:
@@ -215,7 +215,7 @@ class Program:
     def costs(self) -> list[Cost]:
         """What every part takes: compiles it, and runs nothing."""
         costs = []
-        with self._precision():
+        with self.precision():
             for part in self.parts():
                 traced = part.function.trace(*part.arguments)
                 memory: Any = traced.lower().compile().memory_analysis()
@@ -230,7 +230,7 @@ class Program:
           compiled: Every part, by name, compiled for that device; by default compiled for this machine.
         """
         compiled = compiled or self.compile()
-        with self._precision():
+        with self.precision():
             parts = self.parts()
             results = {part.name: bytes_of(part.function.eval_shape(*part.arguments)) for part in parts}
         latents = self.capacity * math.prod(self.latent_shape) * 4
@@ -326,8 +326,8 @@ class Program:
             expected = f"{[*self.size, 3]} and {[self.frames, *self.size, 3]}"
             found = f"{list(reference.shape)} and {list(motion.shape)}"
             raise InputError(f"expected a reference and a motion of the shapes {expected}, found {found}")
-        x = self._starting_noise(noise)
-        with self._precision(), announce_compilation(progress), memory_advice(self.what_fits):
+        x = self.starting_noise(noise)
+        with self.precision(), announce_compilation(progress), memory_advice(self.what_fits):
             video, latents = self._animate(self.fit(), x, reference, motion, progress, callback)
         if not np.isfinite(video).all():
             raise FloatingPointError(f"the video is not finite in {self.model.dtype}; take another dtype or checkpoint")
@@ -348,7 +348,7 @@ class Program:
         if fit.limited:
             log.info("%s", fit)
         before = networks.moved
-        inputs, reference_latents = self._encode(fit, reference, motion)
+        inputs, reference_latents = self.encode(fit, reference, motion)
         x = jax.block_until_ready(self._sample(fit, x, reference_latents, inputs, progress, callback))
         video = self._decode(fit, x, progress)
         moved = networks.moved.bytes - before.bytes
@@ -362,7 +362,7 @@ class Program:
         """Frames that are decoded together: one per device."""
         return 1 if self.mesh is None else self.mesh.size
 
-    def _precision(self):
+    def precision(self):
         """float32 means float32, also where the hardware would rather round the factors of a matrix product."""
         return jax.default_matmul_precision("highest" if self.model.dtype == jnp.float32 else "default")
 
@@ -371,7 +371,7 @@ class Program:
         guidance_scale, control_scale = np.float32(s.guidance_scale), np.float32(s.control_scale)
         return Inputs(motion, text, negative, guidance_scale, control_scale, jax.random.key(s.seed))
 
-    def _starting_noise(self, noise: np.ndarray | None) -> jax.Array:
+    def starting_noise(self, noise: np.ndarray | None = None) -> jax.Array:
         """Latents `f h w c` of the capacity: the noise, repeated along the frames."""
         s = self.settings
         shape = (s.window if s.shared_noise else self.padded, *self.latent_shape)
@@ -384,7 +384,7 @@ class Program:
     def _on_device(self, tree: Any) -> Any:
         return jax.device_put(tree, self.sharding)
 
-    def _fetch(self, fit: Fit, phase: str) -> dict:
+    def fetch(self, fit: Fit, phase: str) -> dict:
         """The parameters of the networks that a phase uses, on the device."""
         phases = list(PHASES)
         later = phases.index(phase) + 1
@@ -392,21 +392,21 @@ class Program:
         networks, room = self.model.on_device(self.sharding), fit.room.get(phase, math.inf)
         return networks.fetch(self.model.params, PHASES[phase], room, following)
 
-    def _encode(self, fit: Fit, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
+    def encode(self, fit: Fit, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
         """What is the same at every step, and the reference's latents `1 h w c`."""
         text, negative = self._encode_texts(fit)
         dtype, networks = self.model.dtype, self.networks
         image = self._on_device(jnp.asarray(reference[None] / 127.5 - 1, dtype))
-        latents = sampling.encode_image(networks, self._fetch(fit, "reference"), image)
+        latents = sampling.encode_image(networks, self.fetch(fit, "reference"), image)
         motion = np.concatenate([motion, np.repeat(motion[-1:], self.capacity - self.frames, axis=0)])
-        params, motion = self._fetch(fit, "motion"), self._on_device(motion)
+        params, motion = self.fetch(fit, "motion"), self._on_device(motion)
         embedded = sampling.embed_motion(networks, dtype, self.settings.window, params, motion)
         return jax.block_until_ready((self._on_device(self._inputs(embedded, text, negative)), latents))
 
     def _encode_texts(self, fit: Fit) -> tuple[jax.Array, jax.Array | None]:
         """The states of the text, and of the negative one where that is another."""
         s, tokenizer = self.settings, self.model.tokenizer
-        encode = functools.partial(sampling.encode_text, self.networks, self._fetch(fit, "text"))
+        encode = functools.partial(sampling.encode_text, self.networks, self.fetch(fit, "text"))
         text = encode(tokenizer(s.prompt)[None])
         negative = None if s.negative_prompt == s.prompt else encode(tokenizer(s.negative_prompt)[None])
         return jax.block_until_ready((text, negative))
@@ -420,7 +420,7 @@ class Program:
         """
         pieces = list(self.table.parts(MAX_BANKS))
         written: Iterable[Bank] = (
-            sampling.write_banks(self.networks, self._fetch(fit, "banks"), reference, rows["time"], text)
+            sampling.write_banks(self.networks, self.fetch(fit, "banks"), reference, rows["time"], text)
             for rows, _ in pieces
         )
         if not fit.together:
@@ -445,7 +445,7 @@ class Program:
         state, pending = SamplerState(x, jnp.zeros_like(x)), []
         bar = StepBar(self.settings.steps, enabled=progress)
         for rows, start, banks in self._banks(fit, reference_latents, inputs.text):
-            params = self._fetch(fit, "steps")
+            params = self.fetch(fit, "steps")
             for kind, first, last in runs_of_one_kind(self.kinds, start, start + len(rows["time"]), singly):
                 if not kind.shallow:
                     state = state._replace(deep=None)
@@ -465,7 +465,7 @@ class Program:
 
     def _decode(self, fit: Fit, x: jax.Array, progress: bool) -> np.ndarray:
         """Latents `f h w c` to float32 `f H W 3` in [0, 1]. The device decodes the next while some are fetched."""
-        at_once, params = self._frames_at_once, self._fetch(fit, "decoding")
+        at_once, params = self._frames_at_once, self.fetch(fit, "decoding")
         chunks, waiting, video = range(0, self.frames, at_once), [], []
         for i in tqdm(chunks, disable=not progress, desc="decoding", unit="frame", unit_scale=at_once):
             frames = np.minimum(i + np.arange(at_once, dtype=np.int32), self.frames - 1)
