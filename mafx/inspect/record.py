@@ -19,12 +19,12 @@ from mafx.compiling import jit
 from mafx.models.attention import Attention, Grid
 from mafx.models.fused import KeysValues
 from mafx.models.temporal import FrameAttention
-from mafx.models.unet import Bank, Decoder, MiddleBlock, Residuals
+from mafx.models.unet import Bank, Decoder, Encoded, MiddleBlock, Residuals
 from mafx.sampling import Inputs, predict
 from mafx.steps import StepKind
 
 DENOISER = "unet"  # its name in the tree of parameters; the other networks are not recorded
-MIDDLE = "mid_block"
+MIDDLE = "middle"
 
 
 class Places(NamedTuple):
@@ -65,7 +65,8 @@ class Observation(NamedTuple):
       prediction: What the sampler is given, guided, float32 `k h w c`.
       mixed: By layer, whom the chosen places attend.
       temporal: By layer, how much each frame (row) attends each other one, means over heads and places, float32 `k k`.
-      residuals: Sizes of the ControlNet's residuals, by the skip connection, in their order, or `mid_block`.
+      residuals: Sizes of the ControlNet's residuals, by the number of the skip connection, or "middle", and by rows and
+        columns: "00 64x64".
     """
 
     prediction: Any
@@ -127,7 +128,7 @@ class Recorder:
         self.temporal: dict[str, jax.Array] = {}
         self.residuals: dict[str, Sizes] = {}
         self._places, self._size = places, size
-        self._middle: jax.Array | None = None
+        self._middle: Any = None  # the output of the middle block
 
     def __call__(self, next_function, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         module, method = context.module, context.method_name
@@ -147,30 +148,32 @@ class Recorder:
         if isinstance(module, FrameAttention) and own is not None:
             self.temporal[f"{layer}/{module.name}"] = frame_weights(q, own[0]).mean((0, 1, 2))
         elif own is not None and shared is not None:
-            self.mixed[layer] = self._mixed(q[0], own[0][0], shared[0][0])
+            self.mixed[layer] = self._mixed(q, own[0], shared[0])
 
     def _mixed(self, q: jax.Array, own: jax.Array, shared: jax.Array) -> Attended:
-        """Of queries `k n a d`, own keys `k n a d` and the reference's `m a d`, those of the chosen places."""
-        tokens = token_of(self._places.points, token_grid(q.shape[1], self._size))
+        """Of queries and own keys `1 k n a d`, and of keys of the reference `1 m a d`, what chosen places attend."""
+        tokens = token_of(self._places.points, token_grid(q.shape[2], self._size))
 
         def attend(place: tuple[jax.Array, jax.Array]) -> Attended:  # one by one, so that keys are not repeated
             frame, token = place
-            weights = mixed_weights(q[frame, token], own[frame], shared)
+            weights = mixed_weights(q[0, frame, token], own[0, frame], shared[0])
             return Attended(*(x.mean(0) for x in weights))
 
         return jax.lax.map(attend, (self._places.frames, tokens))
 
-    def _residual_sizes(self, encoded, text, bank: Bank, residuals: Residuals | None = None, deep=None) -> None:
+    def _residual_sizes(self, encoded: Encoded, text, bank, residuals: Residuals | None = None, deep=None) -> None:
         if residuals is None:
             return
-        for i, (added, base) in enumerate(zip(residuals.skips, encoded.skips, strict=True)):
-            self.residuals[f"skip_{i:02d}"] = Sizes(_root_mean_square(added), _root_mean_square(base))
-        if residuals.middle is not None and self._middle is not None:
-            self.residuals[MIDDLE] = Sizes(_root_mean_square(residuals.middle), _root_mean_square(self._middle))
+        names = [f"{i:02d}" for i in range(len(residuals.skips))]
+        sizes: dict[str, Any] = dict(zip(names, zip(residuals.skips, encoded.skips, strict=True), strict=True))
+        for name, (added, base) in (sizes | {MIDDLE: (residuals.middle, self._middle)}).items():
+            h, w = added.shape[2:4]
+            self.residuals[f"{name} {h}x{w}"] = Sizes(_root_mean_square(added), _root_mean_square(base))
 
 
-def _root_mean_square(x: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32))))
+def _root_mean_square(x: Any) -> jax.Array:
+    squares = jnp.einsum("bfhwc,bfhwc->", x, x, preferred_element_type=jnp.float32)  # without a copy in float32
+    return jnp.sqrt(squares / x.size)
 
 
 @functools.partial(jit, static_argnums=0)
@@ -188,7 +191,9 @@ def observe(
       bank: The bank at that time, leaves `1 m c`.
       places: Whose attention is looked at.
     """
-    recorder = Recorder(places, x.shape[1:3])
+    recorder = Recorder(places, (x.shape[1], x.shape[2]))
     with nn.intercept_methods(recorder):
         prediction, _ = predict(kind, params, x, None, inputs, jnp.arange(len(x))[None], time, bank)
-    return Observation(rearrange(prediction, "1 k h w c -> k h w c"), recorder.mixed, recorder.temporal, recorder.residuals)
+    return Observation(
+        rearrange(prediction, "1 k h w c -> k h w c"), recorder.mixed, recorder.temporal, recorder.residuals
+    )

@@ -6,6 +6,7 @@ The animation runs as it always does, so that its video is the same with and wit
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from mafx.compiling import announce_compilation
 from mafx.diffusion.schedule import signal_and_noise
 from mafx.errors import InputError, memory_advice
 from mafx.inspect.record import Observation, Places, observe
+from mafx.models.attention import Grid
 from mafx.program import Animation, Program
 from mafx.sampling import Inputs
 
@@ -55,6 +57,11 @@ class Recording:
         """Number of frames that were asked for."""
         return len(self.animation.video)
 
+    @property
+    def latent_size(self) -> Grid:
+        """Rows and columns of the latents."""
+        return self.latents.shape[2:4]
+
     def time(self, step: int) -> int:
         """The diffusion time of a step."""
         return int(self.program.table.times[step])
@@ -63,7 +70,12 @@ class Recording:
         """The frames, int `k`, that went through the networks with `frame`.
 
         Where windows overlap, it is the one in which the frame is nearest to the middle.
+
+        Raises:
+          InputError: There is no such frame.
         """
+        if not 0 <= frame < self.frames:
+            raise InputError(f"expected a frame from 0 to {self.frames - 1}, found {frame}")
         windows = self.program.windows
         middle = (windows.shape[1] - 1) / 2
         distances = np.where(windows == frame, np.abs(np.arange(windows.shape[1]) - middle), np.inf).min(1)
@@ -111,11 +123,12 @@ class Recording:
         bank = sampling.write_banks(self.program.networks, params, self.reference_latents, times, self.inputs.text)
         return jax.tree.map(lambda tokens: tokens[0], bank)
 
-    def clean(self, step: int, window: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+    def clean(self, step: int, window: np.ndarray, prediction: Any) -> np.ndarray:
         """x_0, the clean latents `k h w c` that a prediction of a window at a step means."""
         table = self.program.table
-        x = self.latents[step, window]
-        clean, _ = signal_and_noise(x, prediction, table.alpha[step], table.sigma[step], self.program.model.schedule.prediction)
+        x: Any = self.latents[step, window]
+        predicts = self.program.model.schedule.prediction
+        clean, _ = signal_and_noise(x, prediction, table.alpha[step], table.sigma[step], predicts)
         return np.asarray(clean)
 
     def picture(self, latents: np.ndarray) -> np.ndarray:
@@ -158,7 +171,9 @@ def record(
     if program.settings.reuse > 1:
         raise InputError(f"expected steps that compute everything, found a reuse of {program.settings.reuse}; take 1")
     if program.model.config.appearance != "bank":
-        raise InputError(f"expected a model with a bank, found one whose reference comes as {program.model.config.appearance}")
+        raise InputError(
+            f"expected a model with a bank, found one whose reference comes as {program.model.config.appearance}"
+        )
     frames, added = len(motion), program.padded - len(motion)
     # Frames that fill up the last window are sampled anyway. Here they are asked for, so that their latents are seen.
     program = dataclasses.replace(program, frames=program.padded)
