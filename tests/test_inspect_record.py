@@ -14,7 +14,7 @@ import mafx
 from mafx import sampling
 from mafx.errors import InputError
 from mafx.inspect.record import Places, frame_weights, mixed_weights, observe, token_grid, token_of
-from mafx.inspect.recording import record
+from mafx.inspect.recording import point_at, record
 from mafx.model import abstract_model
 from mafx.models.attention import Attention
 from mafx.program import plan
@@ -191,7 +191,7 @@ def test_what_is_not_there_is_refused(micro, clip, recording):
     with pytest.raises(InputError, match="inside of the picture"):
         recording.observe(0, window, Places([0], [(0.5, 1.0)]))
     with pytest.raises(InputError, match="rows 0 to 15 and columns 0 to 15, found 3,16"):
-        recording.point_at(3, 16)
+        point_at((3, 16), (16, 16))
     with pytest.raises(InputError, match="a frame from 0 to 2, found 3"):
         recording.window(3)
     with pytest.raises(InputError, match="found a reuse of 2"):

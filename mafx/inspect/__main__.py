@@ -112,7 +112,7 @@ def show(args: argparse.Namespace, source, settings, dtype: str) -> None:
     from mafx import media  # noqa: PLC0415
     from mafx.inputs import FileRequest, read_inputs  # noqa: PLC0415
     from mafx.inspect.pictures import stack  # noqa: PLC0415
-    from mafx.inspect.recording import record  # noqa: PLC0415
+    from mafx.inspect.recording import point_at, record  # noqa: PLC0415
     from mafx.inspect.views import look_inside, middle_of_person  # noqa: PLC0415
     from mafx.program import plan  # noqa: PLC0415
     from mafx.stamps import write_whole  # noqa: PLC0415
@@ -125,6 +125,7 @@ def show(args: argparse.Namespace, source, settings, dtype: str) -> None:
     if not 0 <= frame < len(motion):
         raise InputError(f"expected a frame from 0 to {len(motion) - 1}, found {frame}")
     place = middle_of_person(motion[frame]) if args.place is None else args.place
+    point_at(place, size)  # a wrong one is refused before minutes of work
     recording = record(plan(source.load(dtype), settings, size, len(motion)), reference, motion)
     inside = look_inside(recording, frame, place, chosen_steps(settings.steps, args.shown))
     sheets = inside.sheets()

@@ -18,6 +18,7 @@ from mafx.compiling import announce_compilation
 from mafx.diffusion.schedule import signal_and_noise
 from mafx.errors import InputError, memory_advice
 from mafx.inspect.record import Observation, Places, observe
+from mafx.media import Size
 from mafx.models.attention import Grid
 from mafx.program import Animation, Program
 from mafx.sampling import Inputs
@@ -140,12 +141,17 @@ class Recording:
             (picture,) = decode(jnp.asarray(latents[None], jnp.float32), first)
         return media.to_uint8(np.asarray(picture))
 
-    def point_at(self, y: int, x: int) -> tuple[float, float]:
-        """The middle of a pixel, as `Places` has it. Raises InputError where there is no such pixel."""
-        H, W = self.program.size
-        if not (0 <= y < H and 0 <= x < W):
-            raise InputError(f"expected a place of rows 0 to {H - 1} and columns 0 to {W - 1}, found {y},{x}")
-        return (y + 0.5) / H, (x + 0.5) / W
+
+def point_at(place: Point, size: Size) -> tuple[float, float]:
+    """The middle of a pixel, as `Places` has it.
+
+    Raises:
+      InputError: A picture of this size has no such pixel.
+    """
+    (y, x), (H, W) = place, size
+    if not (0 <= y < H and 0 <= x < W):
+        raise InputError(f"expected a place of rows 0 to {H - 1} and columns 0 to {W - 1}, found {y},{x}")
+    return (y + 0.5) / H, (x + 0.5) / W
 
 
 def record(

@@ -19,7 +19,7 @@ from mafx.errors import InputError
 from mafx.inspect import pictures
 from mafx.inspect.pictures import Cell, shown
 from mafx.inspect.record import Attended, Observation, Places, token_grid
-from mafx.inspect.recording import Point, Recording
+from mafx.inspect.recording import Point, Recording, point_at
 
 WITHOUT = 0.0  # control_scale of an animation that knows no motion
 
@@ -62,7 +62,7 @@ class Inside:
 
     @property
     def point(self) -> tuple[float, float]:
-        return self.recording.point_at(*self.place)
+        return point_at(self.place, self.recording.program.size)
 
     @property
     def columns(self) -> list[str]:
@@ -78,7 +78,9 @@ class Inside:
                 "step": look.step,
                 "time": self.recording.time(look.step),
                 "attention": {layer: self._attention(x) for layer, x in look.seen.mixed.items()},
-                "residuals": {name: x._asdict() for name, x in look.seen.residuals.items()},
+                "residuals": {
+                    name: dict(zip(x._fields, map(float, x), strict=True)) for name, x in look.seen.residuals.items()
+                },
                 "change_by_residuals": look.change,
             }
             for look in self.looks
@@ -198,7 +200,7 @@ def look_inside(recording: Recording, frame: int, place: Point, steps: Sequence[
     """
     window = recording.window(frame)
     position = int(np.flatnonzero(window == frame)[0])
-    places = Places([position], [recording.point_at(*place)])
+    places = Places([position], [point_at(place, recording.program.size)])
     looks = [
         _look(recording, step, window, position, places) for step in tqdm(steps, unit="step", disable=not progress)
     ]
