@@ -26,7 +26,7 @@ PATHS = (
     "/assets/", "/static/", "/theme.css", "/config", "/favicon.ico", "/manifest.json", "/robots.txt",
     f"{API}/info", f"{API}/app_id", f"{API}/startup-events", f"{API}/heartbeat/", f"{API}/queue/", f"{API}/call/",
     f"{API}/upload", f"{API}/file=", f"{API}/cancel", f"{API}/reset", f"{API}/user", f"{API}/login_check",
-    f"{API}/stream/",
+    f"{API}/stream/", f"{API}/run/",
 )  # fmt: skip
 POLICY = "; ".join(
     (

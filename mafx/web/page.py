@@ -14,7 +14,23 @@ from mafx.web.service import Service
 
 AddTab = Callable[[Service], Sequence[BaseRoute] | None]
 TABS: tuple[AddTab, ...] = (animate_tab.add_tab,)
-TITLE = "mafx: a picture of a person, moved"
+TITLE = "mafx"
+CSS = """
+.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
+#progress progress { width: 100%; height: 8px; accent-color: var(--color-accent); }
+.mafx-note, .mafx-problem { margin: 0; overflow-wrap: anywhere; }
+.mafx-problem { color: var(--error-text-color, #b91c1c); }
+.mafx-preview { width: 100%; margin-top: 8px; border-radius: 6px; image-rendering: pixelated; }
+"""
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's plainest theme, in the fonts of the system: those of its own would be fetched."""
+    return gr.themes.Base(
+        primary_hue="teal",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
 
 
 def build(service: Service, tabs: Sequence[AddTab] = TABS) -> tuple[gr.Blocks, list[BaseRoute]]:
