@@ -25,7 +25,7 @@ from mafx.diffusion.samplers import SamplerTable, make_sampler
 from mafx.diffusion.windows import pad_frames, window_borders, window_plan
 from mafx.errors import InputError, is_out_of_memory, memory_advice
 from mafx.flops import count_flops
-from mafx.media import Size
+from mafx.media import Size, to_uint8
 from mafx.model import Model
 from mafx.models.animator import Animator
 from mafx.models.unet import Bank
@@ -46,6 +46,7 @@ from mafx.steps import StepKind, WindowBatches, batch_windows, runs_of_one_kind,
 SMALLER = (3 / 4, 1 / 2, 1 / 4)  # of both sides, tried where a device is too small
 MAX_BANKS = 8
 Callback = Callable[[int, np.ndarray], None]  # (number of a step, latents behind it)
+Decode = Callable[[int], np.ndarray]  # number of a frame to uint8 `H W 3`
 log = logging.getLogger("mafx")
 
 
@@ -83,6 +84,26 @@ class Cost(NamedTuple):
     flops: int
     argument_bytes: int
     temporary_bytes: int
+
+
+class Progress(NamedTuple):
+    """How far an animation is, for whoever watches it.
+
+    Attributes:
+      part: What goes on: "steps" or "decoding".
+      done: How much of it is done.
+      total: Number of steps, or of frames.
+      decode: Decodes a frame of the clean video that the steps expect so far. None while frames are decoded anyway,
+        and where networks take turns on the device. It may be called before the watcher returns.
+    """
+
+    part: str
+    done: int
+    total: int
+    decode: Decode | None = None
+
+
+Watcher = Callable[[Progress], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -308,6 +329,7 @@ class Program:
         noise: np.ndarray | None = None,
         progress: bool = True,
         callback: Callback | None = None,
+        watcher: Watcher | None = None,
     ) -> Animation:
         """Animate.
 
@@ -317,6 +339,7 @@ class Program:
           noise: float32 `window h w c` to start from, instead of the seed's.
           progress: Whether bars are shown.
           callback: Called after every step with its number and the latents, float32 `f h w c`.
+          watcher: Called after every step and every decoded frame. What it raises ends the animation.
 
         Raises:
           InputError: For arrays of other shapes, or a device that is too small.
@@ -328,7 +351,7 @@ class Program:
             raise InputError(f"expected a reference and a motion of the shapes {expected}, found {found}")
         x = self.starting_noise(noise)
         with self.precision(), announce_compilation(progress), memory_advice(self.what_fits):
-            video, latents = self._animate(self.fit(), x, reference, motion, progress, callback)
+            video, latents = self._animate(self.fit(), x, reference, motion, progress, callback, watcher)
         if not np.isfinite(video).all():
             raise FloatingPointError(f"the video is not finite in {self.model.dtype}; take another dtype or checkpoint")
         borders = window_borders(self.windows)[: self.frames - 1]
@@ -342,6 +365,7 @@ class Program:
         motion: np.ndarray,
         progress: bool,
         callback: Callback | None,
+        watcher: Watcher | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """From noise `f h w c` to the video `f H W 3` and its latents `f h w c`."""
         networks = self.model.on_device(self.sharding)
@@ -349,8 +373,8 @@ class Program:
             log.info("%s", fit)
         before = networks.moved
         inputs, reference_latents = self.encode(fit, reference, motion)
-        x = jax.block_until_ready(self._sample(fit, x, reference_latents, inputs, progress, callback))
-        video = self._decode(fit, x, progress)
+        x = self._sample(fit, x, reference_latents, inputs, progress, callback, watcher)
+        video = self._decode(fit, jax.block_until_ready(x), progress, watcher)
         moved = networks.moved.bytes - before.bytes
         if fit.limited and moved:
             seconds = networks.moved.seconds - before.seconds
@@ -436,12 +460,13 @@ class Program:
         inputs: Inputs,
         progress: bool,
         callback: Callback | None,
+        watcher: Watcher | None,
     ) -> jax.Array:
         """Noise `f h w c` to latents.
 
-        One call runs all steps of a kind. With a bar or a callback, it runs a single step.
+        One call runs all steps of a kind. With a bar, a callback or a watcher, it runs a single step.
         """
-        singly = progress or callback is not None
+        singly = progress or callback is not None or watcher is not None
         state, pending = SamplerState(x, jnp.zeros_like(x)), []
         bar = StepBar(self.settings.steps, enabled=progress)
         for rows, start, banks in self._banks(fit, reference_latents, inputs.text):
@@ -453,6 +478,10 @@ class Program:
                 state, done = sampling.run_steps(kind, params, state, inputs, self.batches, rows, banks, *span)
                 if callback is not None:
                     callback(first, np.asarray(state.x[: self.frames]))
+                if watcher is not None:
+                    done.block_until_ready()
+                    decode = functools.partial(self._preview, fit, state.clean) if fit.together else None
+                    watcher(Progress("steps", first + 1, self.settings.steps, decode))
                 pending.append(done)
                 if progress and len(pending) > 1:  # waits for the step before: the device always has the next one
                     pending.pop(0).block_until_ready()
@@ -463,7 +492,12 @@ class Program:
         bar.close()
         return state.x
 
-    def _decode(self, fit: Fit, x: jax.Array, progress: bool) -> np.ndarray:
+    def _preview(self, fit: Fit, clean: jax.Array, frame: int) -> np.ndarray:
+        """A frame of clean latents `f h w c`, uint8 `H W 3`. It takes the compiled program of `_decode`."""
+        frames, params = np.full(self._frames_at_once, frame, np.int32), self.fetch(fit, "decoding")
+        return to_uint8(sampling.decode(self.networks, self.mesh, self.model.dtype, params, clean, frames)[0])
+
+    def _decode(self, fit: Fit, x: jax.Array, progress: bool, watcher: Watcher | None) -> np.ndarray:
         """Latents `f h w c` to float32 `f H W 3` in [0, 1]. The device decodes the next while some are fetched."""
         at_once, params = self._frames_at_once, self.fetch(fit, "decoding")
         chunks, waiting, video = range(0, self.frames, at_once), [], []
@@ -472,6 +506,8 @@ class Program:
             waiting.append(sampling.decode(self.networks, self.mesh, self.model.dtype, params, x, frames))
             if len(waiting) > 1:
                 video.append(np.asarray(waiting.pop(0)))
+                if watcher is not None:
+                    watcher(Progress("decoding", min(len(video) * at_once, self.frames), self.frames))
         video += map(np.asarray, waiting)
         return np.concatenate(video)[: self.frames]
 

@@ -1,0 +1,258 @@
+"""The service behind the page: it knows the models, keeps the last one loaded, and animates for one person at a time.
+
+Nothing here knows of a browser. A job reports an `Update` after each step and each decoded frame, where it also ends
+when nobody wants it any more.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import shlex
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mafx import media
+from mafx.data.clips import TEST_SEEDS, PuppetClip
+from mafx.densepose.finders import FinderOptions, make_finder
+from mafx.densepose.motions import MotionOptions, draw_motion
+from mafx.errors import InputError, memory_advice
+from mafx.inputs import SMALL_SIDE, FileRequest
+from mafx.jobs import Prepared, prepare
+from mafx.media import Size
+from mafx.model import Model
+from mafx.program import Progress
+from mafx.settings import Settings
+from mafx.sources import Source
+from mafx.stamps import write_whole
+from mafx.web.folders import TemporaryFolder
+from mafx.web.links import Choices
+from mafx.web.turns import Job, Turns, Update
+from mafx.web.uploads import check_driving, check_picture
+
+PREVIEWED = 4  # frames at most that a preview shows
+PREVIEW_SHARE = 0.1  # of the time of the steps that previews may take
+ADVICE = "choose a smaller size or fewer frames"
+log = logging.getLogger("mafx")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What an animation has written.
+
+    Attributes:
+      video: The result.
+      grid: Reference, motion and result side by side.
+      record: JSON with what is needed to repeat it.
+      seconds: That it took.
+    """
+
+    video: Path
+    grid: Path
+    record: Path
+    seconds: float
+
+
+class Service:
+    """Animates for many people, one after the other.
+
+    Attributes:
+      sources: The models by their names; the first one is the default.
+      folder: Where temporary files are.
+      turns: Whose turn it is.
+      finder: How people are found in videos.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        folder: TemporaryFolder,
+        *,
+        dtype: str = "float32",
+        finder: FinderOptions | None = None,
+        memory: float | None = None,
+    ):
+        self.sources, self.folder, self.turns = dict(sources), folder, Turns()
+        self.finder = finder or FinderOptions()
+        self._dtype, self._memory = dtype, memory
+        self._loading = threading.Lock()
+        self._loaded: tuple[str, Model] | None = None
+
+    # -- Models
+
+    def source(self, name: str = "") -> Source:
+        """A model's source by its name; empty means the first one. Raises InputError for another name."""
+        if name and name not in self.sources:
+            raise InputError(f"expected one of the models {', '.join(self.sources)}, found {name!r}")
+        return self.sources[name or next(iter(self.sources))]
+
+    def model(self, name: str = "") -> Model:
+        """A loaded model. The one that was used last stays loaded."""
+        source = self.source(name)
+        with self._loading:
+            if self._loaded is None or self._loaded[0] != source.name:
+                self._loaded = None  # there may not be room for two
+                began = time.perf_counter()
+                self._loaded = source.name, source.load(self._dtype)
+                log.info("Loaded %s in %.0f s.", source.name, time.perf_counter() - began)
+            return self._loaded[1]
+
+    def suited(self, name: str = "") -> Settings:
+        """The settings that suit a model."""
+        return Settings(**self.source(name).settings)
+
+    # -- Puppets, which stand in for files
+
+    def puppet(self, seed: int, size: Size, frames: int) -> tuple[Path, Path]:
+        """A puppet's picture and motion, as `mafx.inputs` draws them, enlarged for people to see: public files."""
+        zoom = max(1, SMALL_SIDE // max(size))
+        stem = f"puppet-{seed}-{size[0]}x{size[1]}"
+        picture, motion = self.folder.public / f"{stem}.png", self.folder.public / f"{stem}-{frames}.mp4"
+        clip = PuppetClip(TEST_SEEDS + seed, TEST_SEEDS + seed, size)
+        if not picture.exists():
+            media.write_video(picture, media.enlarge(clip.read(np.array([0]))[0], zoom), clip.fps)
+        if not motion.exists():
+            media.write_video(motion, media.enlarge(clip.read_motion(1 + np.arange(frames)), zoom), clip.fps)
+        return picture, motion
+
+    def is_puppet(self, path: Path) -> bool:
+        """Whether a file is one of `puppet`."""
+        return path.parent == self.folder.public
+
+    # -- Animating
+
+    def animate(self, person: str, choices: Choices, reference: Path | None, driving: Path | None) -> Job:
+        """Put an animation in the queue.
+
+        Args:
+          person: Who wants it. The results are theirs.
+          choices: How.
+          reference: A picture; None takes a puppet.
+          driving: A video; None takes a puppet's motion.
+
+        Returns: A job whose result is a `Result`.
+
+        Raises:
+          InputError: A file is not theirs or not what it should be, or they have an animation that waits.
+        """
+        self.source(choices.model)
+        if reference is not None and not self.is_puppet(reference):
+            check_picture(self.folder.check(reference, person))
+        if driving is not None and not self.is_puppet(driving):
+            check_driving(self.folder.check(driving, person))
+        files = [None if path is None or self.is_puppet(path) else path for path in (reference, driving)]
+        return self.turns.submit(person, functools.partial(self._animate, choices, *files))
+
+    def _animate(self, choices: Choices, reference: Path | None, driving: Path | None, job: Job) -> Result:
+        source, began = self.source(choices.model), time.perf_counter()
+        settings = choices.settings(source.settings)
+        out = self.folder.new(job.person)
+        job.report(Update(part="reading"))
+        request = self._request(choices, reference, driving, out)
+        prepared = prepare(request, source, settings, self._memory)
+        job.report(Update(part="loading"))
+        model = self.model(choices.model)
+        program = prepared.program_of(model)
+        job.report(Update(part="starting"))
+        with memory_advice(ADVICE):
+            watch = _Watch(job, prepared.zoom).see
+            animation = program.run(prepared.reference, prepared.motion, progress=False, watcher=watch)
+        job.report(Update(part="writing"))
+        seconds = time.perf_counter() - began
+        return _write(prepared, model, media.to_uint8(animation.video), choices, out, seconds)
+
+    def _request(self, choices: Choices, reference: Path | None, driving: Path | None, out: Path) -> FileRequest:
+        video = motion = None
+        if driving is not None:
+            checked = check_driving(driving)
+            if checked.kind == "people":
+                video = str(checked.path)
+            elif checked.kind == "motion":
+                motion = str(checked.path)
+            else:
+                motion = str(out / "motion.mkv")
+                make = functools.partial(make_finder, self.finder)
+                draw_motion(checked.path, Path(motion), MotionOptions(frames=choices.frames), make)
+        return FileRequest(
+            reference=None if reference is None else str(reference),
+            motion=motion,
+            video=video,
+            outs=[out / "animation.mp4"],
+            size=choices.size_or(self.source(choices.model).size) if choices.size else None,
+            frames=choices.frames,
+            finder=self.finder,
+        )
+
+    def close(self) -> None:
+        """End all jobs, and remove all temporary files."""
+        self.turns.close()
+        self.folder.close()
+
+
+class _Watch:
+    """Turns the progress of a program into updates: the time left, and previews that cost little."""
+
+    def __init__(self, job: Job, zoom: int):
+        self._job, self._zoom = job, zoom
+        self._part, self._began, self._first = "", time.perf_counter(), 0
+        self._preview: np.ndarray | None = None
+        self._previewing = 0.0  # seconds that previews took
+        self._cost: float | None = None  # of a frame
+
+    def see(self, progress: Progress) -> None:
+        now = time.perf_counter()
+        if progress.part != self._part:  # counted from here on, since what came before may have compiled
+            self._part, self._began, self._first, self._previewing = progress.part, now, progress.done, 0.0
+        left = None
+        if done := progress.done - self._first:
+            left = (now - self._began) / done * (progress.total - progress.done)
+        self._job.report(self._update(progress, left))
+        if progress.decode and (frames := self._affordable(now)):
+            self._preview = media.enlarge(np.concatenate([progress.decode(i) for i in frames], axis=1), self._zoom)
+            self._note_cost(now, len(frames))
+            self._job.report(self._update(progress, left))
+
+    def _update(self, progress: Progress, left: float | None) -> Update:
+        return Update(
+            part=progress.part,
+            done=progress.done,
+            total=progress.total,
+            seconds_left=left,
+            preview=self._preview,
+        )
+
+    def _affordable(self, now: float) -> range:
+        """The frames that a preview may show by now."""
+        if self._cost is None:
+            return range(1)
+        budget = PREVIEW_SHARE * (now - self._began) - self._previewing
+        return range(min(PREVIEWED, int(budget / self._cost)))
+
+    def _note_cost(self, began: float, frames: int) -> None:
+        seconds = time.perf_counter() - began
+        if self._cost is not None or not self._began < began:
+            self._previewing += seconds
+        self._cost = seconds / frames
+
+
+def _write(
+    prepared: Prepared, model: Model, video: np.ndarray, choices: Choices, out: Path, seconds: float
+) -> Result:
+    result = Result(
+        video=out / "animation.mp4", grid=out / "grid.mp4", record=out / "animation.json", seconds=seconds
+    )
+    prepared.write(result.video, video)
+    prepared.write(result.grid, prepared.grid(video))
+    facts: dict[str, Any] = prepared.facts(model, repeat_command(prepared), seconds)
+    write_whole(result.record, json.dumps(facts, indent=2) + "\n")
+    return result
+
+
+def repeat_command(prepared: Prepared) -> str:
+    """The command of sample.py that does the same, where the files lie in the folder that it is called in."""
+    return shlex.join(["python", "sample.py"])
