@@ -10,8 +10,8 @@ from PIL import Image
 import mafx
 from mafx import media
 from mafx.errors import InputError
-from mafx.inspect.__main__ import chosen_steps, main, parse_place
-from mafx.inspect.views import middle_of_person
+from mafx.inspect.__main__ import main, parse_place
+from mafx.inspect.views import chosen_steps, middle_of_person
 
 
 @pytest.fixture(scope="module")

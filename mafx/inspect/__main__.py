@@ -100,20 +100,13 @@ def prepare_folder(out: Path, record: str, overwrite: bool) -> None:
         raise InputError(f"cannot write {out}: {error.strerror}") from error
 
 
-def chosen_steps(steps: int, shown: int) -> list[int]:
-    """Evenly spaced numbers of steps, the first and the last among them."""
-    import numpy as np  # noqa: PLC0415
-
-    return np.unique(np.linspace(0, steps - 1, min(steps, shown)).round().astype(int)).tolist()
-
-
 def show(args: argparse.Namespace, source, settings, dtype: str) -> None:
     """Animate, and write what is seen inside."""
     from mafx import media  # noqa: PLC0415
     from mafx.inputs import FileRequest, read_inputs  # noqa: PLC0415
     from mafx.inspect.pictures import stack  # noqa: PLC0415
     from mafx.inspect.recording import point_at, record  # noqa: PLC0415
-    from mafx.inspect.views import look_inside, middle_of_person  # noqa: PLC0415
+    from mafx.inspect.views import chosen_steps, look_inside, middle_of_person  # noqa: PLC0415
     from mafx.program import plan  # noqa: PLC0415
     from mafx.stamps import write_whole  # noqa: PLC0415
 
@@ -141,6 +134,7 @@ def measure(args: argparse.Namespace, source, settings, dtype: str) -> None:
     from mafx.data.datasets import find_clips  # noqa: PLC0415
     from mafx.inputs import DEFAULT_FRAMES  # noqa: PLC0415
     from mafx.inspect.parts import matrix_sheet, measure_clips, report, summarise  # noqa: PLC0415
+    from mafx.inspect.views import chosen_steps  # noqa: PLC0415
     from mafx.program import plan  # noqa: PLC0415
     from mafx.stamps import write_whole  # noqa: PLC0415
 

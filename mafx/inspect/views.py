@@ -226,3 +226,8 @@ def middle_of_person(render: np.ndarray) -> Point:
         raise InputError("expected a person in the frame, found nobody; give a --place or another --frame")
     y, x = pixels[np.square(pixels - pixels.mean(0)).sum(1).argmin()].tolist()
     return y, x
+
+
+def chosen_steps(steps: int, shown: int) -> list[int]:
+    """Evenly spaced numbers of steps, the first and the last among them."""
+    return np.unique(np.linspace(0, steps - 1, min(steps, shown)).round().astype(int)).tolist()
