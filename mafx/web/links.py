@@ -54,13 +54,13 @@ class Choices:
 
     def settings(self, suited: Mapping[str, Any]) -> Settings:
         """The settings, those `suited` to the model where nothing is chosen."""
-        chosen = {
+        chosen: dict[str, Any] = {
             "steps": self.steps,
             "guidance_scale": self.guidance,
             "sampler": self.sampler,
             "seed": self.seed,
         }
-        return Settings(**suited | {name: x for name, x in chosen.items() if x is not None})
+        return Settings(**dict(suited) | {name: x for name, x in chosen.items() if x is not None})
 
 
 KINDS: dict[str, type] = {

@@ -2,10 +2,9 @@
 
 import os
 
-import gradio as gr
 from starlette.middleware import Middleware
 
-from mafx.web.guard import Guard
+from mafx.web.guard import LOCAL_HOSTS, Guard
 from mafx.web.page import CSS, build, theme
 from mafx.web.service import Service
 from mafx.web.uploads import BYTES
@@ -35,7 +34,7 @@ class Server:
         self._service = service
         self._page, routes = build(service)
         paths = tuple(str(getattr(route, "path", "")).partition("{")[0] for route in routes)
-        options = {"password": password, "any_host": host != LOCAL, "routes": paths}
+        options = {"password": password, "any_host": host not in LOCAL_HOSTS, "routes": paths}
         self._page.queue(status_update_rate="auto", api_open=False)
         _, self.url, _ = self._page.launch(
             server_name=host,
