@@ -86,9 +86,9 @@ def make_choices(values: Mapping[str, Any]) -> Choices:
         if value is None or value == "":
             continue
         with refusals(f"expected {name} to be {'a number' if kind is not str else 'text'}, found {str(value)[:40]!r}"):
-            chosen[name] = kind(value)
-            if kind is int and chosen[name] != float(value):
+            if kind is int and isinstance(value, float) and not value.is_integer():
                 raise ValueError("it is not whole")
+            chosen[name] = kind(value)
     return Choices(**chosen)
 
 

@@ -27,7 +27,7 @@ class Server:
         Args:
           service: What it is for.
           host: Name or address that it listens at.
-          port: Its port; None takes a free one from 7860 on, 0 any free one.
+          port: Its port; None takes a free one from 7860 on.
           password: What everybody must know; None where nobody needs one.
         """
         os.environ.update(QUIET | {"GRADIO_TEMP_DIR": str(service.folder.path)})

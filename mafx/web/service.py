@@ -227,7 +227,7 @@ class _Watch:
         self._part, self._began, self._first = "", time.perf_counter(), 0
         self._preview: np.ndarray | None = None
         self._previewing = 0.0  # seconds that previews took
-        self._cost: float | None = None  # of a frame
+        self._cost: float | None = None  # seconds of a frame
 
     def see(self, progress: Progress) -> None:
         now = time.perf_counter()
@@ -254,16 +254,17 @@ class _Watch:
     def _affordable(self, now: float) -> list[int]:
         """The frames that a preview may show by now, evenly spaced."""
         count = min(PREVIEWED, self._frames)
-        if self._cost:  # what the first one costs is not known, since it may compile
+        if self._cost:
             budget = PREVIEW_SHARE * (now - self._began) - self._previewing
             count = min(count, int(budget / self._cost))
         return np.linspace(0, self._frames - 1, count + 2)[1:-1].round().astype(int).tolist()
 
     def _note_cost(self, began: float, frames: int) -> None:
         seconds = time.perf_counter() - began
-        if self._cost is not None or not self._began < began:
-            self._previewing += seconds
-        self._cost = seconds / frames
+        if self._cost is None:  # the first one may compile: it tells nothing of the next ones, nor of the steps
+            self._cost, self._began = 0.0, self._began + seconds
+        else:
+            self._cost, self._previewing = seconds / frames, self._previewing + seconds
 
 
 def _write(prepared: Prepared, model: Model, video: np.ndarray, out: Path, seconds: float) -> Result:
