@@ -105,9 +105,7 @@ def prepare(request: FileRequest, source: Source, settings: Settings, memory: fl
     # Planned before minutes of loading, so that what does not fit is said at once. A plan needs no parameters.
     unloaded = Model(source.config, {}, schedule=source.schedule, size=source.size)
     program = plan(unloaded, settings, size, len(motion), local_mesh(), memory=memory)
-    return Prepared(
-        request=request, source=source, reference=reference, motion=motion, fps=fps, program=program
-    )
+    return Prepared(request=request, source=source, reference=reference, motion=motion, fps=fps, program=program)
 
 
 def animate_files(

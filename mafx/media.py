@@ -116,10 +116,13 @@ def picture_size(path: str | Path) -> Size:
     """
     path = expand_home(path)
     check_regular(path, "picture")
-    with refusals(f"{path} is not a picture that can be read"), path.open("rb") as file:
-        with _open_with_pillow(file, str(path)) as image:
-            w, h = image.size
-            return h, w
+    with (
+        refusals(f"{path} is not a picture that can be read"),
+        path.open("rb") as file,
+        _open_with_pillow(file, str(path)) as image,
+    ):
+        w, h = image.size
+        return h, w
 
 
 def _read_open_image(file: BinaryIO, name: str) -> np.ndarray:

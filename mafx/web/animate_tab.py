@@ -127,7 +127,7 @@ class _Handlers:
         except InputError as error:
             gr.Warning(f"This link is not used: {_sentence(error)}")
             choices = Choices()
-        return [*self._fill(choices), *self._stand_ins(choices, None, None), "", _link(choices, request)]
+        return [*self._fill(choices), *self._shown(choices, None, None, request)]
 
     def suit(self, model, size, frames, steps, guidance, sampler, seed) -> list:
         """The settings that suit a model that was chosen just now."""
@@ -139,10 +139,9 @@ class _Handlers:
         """The puppets, the link, and what does not fit, after a setting was changed."""
         try:
             choices = _choices(model, size, frames, steps, guidance, sampler, seed)
-            stand_ins = self._stand_ins(choices, reference, driving)
+            return self._shown(choices, reference, driving, request)
         except InputError as error:
             return [gr.skip(), gr.skip(), _line(_sentence(error), "problem"), ""]
-        return [*stand_ins, "", _link(choices, request)]
 
     def look_at_picture(self, picture: File, request: gr.Request) -> list:
         """What is said of an uploaded picture; it goes where it cannot be used."""
@@ -201,13 +200,19 @@ class _Handlers:
         model = choices.model or next(iter(self._service.sources))
         return [model, size, choices.frames, settings.steps, settings.guidance_scale, settings.sampler, settings.seed]
 
-    def _stand_ins(self, choices: Choices, reference: File, driving: File) -> list:
-        """A puppet's picture and motion, where nothing of the person's own is there."""
+    def _shown(self, choices: Choices, reference: File, driving: File, request: gr.Request) -> list:
+        """The files, what is said of the driving video, and the link.
+
+        A puppet's picture and motion stand in where nothing of the person's own is there.
+        """
         size = choices.size_or(self._service.source(choices.model).size)
         puppet = self._service.puppet(choices.seed, size, choices.frames)
         paths = [_path(file) for file in (reference, driving)]
-        own = [path is not None and not self._service.is_puppet(path) for path in paths]
-        return [gr.skip() if kept else str(new) for kept, new in zip(own, puppet, strict=True)]
+        own = [None if path is None or self._service.is_puppet(path) else path for path in paths]
+        files = [gr.skip() if kept else str(new) for kept, new in zip(own, puppet, strict=True)]
+        moved = self._service.folder.check(own[1], _person(request)) if own[1] else puppet[1]
+        verdict = check_driving(moved).verdict
+        return [*files, _line(verdict if own[1] else f"A drawn puppet. {verdict}"), _link(choices, request)]
 
 
 async def _watch(job: Job) -> AsyncIterator[Update]:
@@ -231,8 +236,12 @@ def _finished(job: Job) -> list:
     if job.error is not None:
         raise gr.Error("Something went wrong; the server's log says what.", duration=None, print_exception=False)
     result: Result = job.result
-    paths = [str(path) for path in (result.video, result.grid, result.record)]
-    return [paths[0], paths[1], paths, _line(f"Done in {result.seconds:.0f} s.")]
+    return [
+        str(result.video),
+        str(result.grid),
+        [str(path) for path in result.files],
+        _line(f"Done in {result.seconds:.0f} s."),
+    ]
 
 
 # -- Values

@@ -19,7 +19,7 @@ from mafx.web.folders import TemporaryFolder
 
 COOKIE = "mafx_person"
 LONGEST_BODY = 2**20  # bytes of a request that is not an upload
-LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "::1", "[::1]"})  # names of this machine for itself
 API = "/gradio_api"
 # Beginnings of what the page and Gradio's client ask for. All else is not there.
 PATHS = (
@@ -31,7 +31,7 @@ PATHS = (
 POLICY = "; ".join(
     (
         "default-src 'self'",
-        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",  # Gradio's page has scripts in it, and makes functions
+        "script-src 'self' blob: 'unsafe-inline' 'unsafe-eval'",  # Gradio's page has scripts in it, and makes functions
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",
         "media-src 'self' data: blob:",
@@ -113,9 +113,9 @@ class Guard:
             return 405, "no such method"
         if path != "/" and not path.startswith(self._paths):
             return 404, "not there"
-        for begin in (f"{API}/file=",):
-            if path.startswith(begin) and not self._folder.is_open(path.removeprefix(begin), cookie):
-                return 403, "not yours"
+        file = path.removeprefix(f"{API}/file=")
+        if file != path and not self._folder.is_open(file, cookie):
+            return 403, "not yours"
         return None
 
     def _may_use(self, body: bytes, cookie: str) -> bool:

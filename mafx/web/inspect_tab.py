@@ -18,7 +18,7 @@ import numpy as np
 
 from mafx import media
 from mafx.errors import InputError
-from mafx.inputs import FileRequest, read_inputs
+from mafx.inputs import read_inputs
 from mafx.inspect.pictures import heat_map, mark, shown, stack
 from mafx.inspect.record import Attended, Observation, Places, token_grid
 from mafx.inspect.recording import Point, Recording, point_at, record
@@ -104,7 +104,7 @@ def make_session(service: Service, choices: Choices, reference: Path | None, dri
     source, out = service.source(choices.model), service.folder.new(job.person)
     settings = choices.settings(source.settings)
     size = choices.size_or(source.size)
-    request = _request(service, choices, reference, driving, out)
+    request = service.request(choices, reference, driving, out)
     job.report(Update(part="reading"))
     reference_picture, motion, _ = read_inputs(request, size, settings.seed)
     job.report(Update(part="loading"))
@@ -115,22 +115,6 @@ def make_session(service: Service, choices: Choices, reference: Path | None, dri
 
     job.report(Update(part="starting"))
     return Session(record(program, reference_picture, motion, progress=False, callback=tell), out)
-
-
-def _request(
-    service: Service, choices: Choices, reference: Path | None, driving: Path | None, out: Path
-) -> FileRequest:
-    checked = None if driving is None else check_driving(driving)
-    if checked is not None and checked.kind == "labels":
-        raise InputError("expected a video of people or of DensePose renders, found other colours; convert it first")
-    return FileRequest(
-        reference=None if reference is None else str(reference),
-        motion=str(checked.path) if checked and checked.kind == "motion" else None,
-        video=str(checked.path) if checked and checked.kind == "people" else None,
-        outs=[out / "animation.mp4"],
-        frames=choices.frames,
-        finder=service.finder,
-    )
 
 
 def look(session: Session, frame: int, step: int, place: Point, layer: str, job: Job) -> tuple[str, str, str]:

@@ -54,13 +54,13 @@ class Choices:
 
     def settings(self, suited: Mapping[str, Any]) -> Settings:
         """The settings, those `suited` to the model where nothing is chosen."""
-        chosen = {
+        chosen: dict[str, Any] = {
             "steps": self.steps,
             "guidance_scale": self.guidance,
             "sampler": self.sampler,
             "seed": self.seed,
         }
-        return Settings(**suited | {name: x for name, x in chosen.items() if x is not None})
+        return Settings(**dict(suited) | {name: x for name, x in chosen.items() if x is not None})
 
 
 KINDS: dict[str, type] = {
@@ -86,9 +86,9 @@ def make_choices(values: Mapping[str, Any]) -> Choices:
         if value is None or value == "":
             continue
         with refusals(f"expected {name} to be {'a number' if kind is not str else 'text'}, found {str(value)[:40]!r}"):
-            chosen[name] = kind(value)
-            if kind is int and chosen[name] != float(value):
+            if kind is int and isinstance(value, float) and not value.is_integer():
                 raise ValueError("it is not whole")
+            chosen[name] = kind(value)
     return Choices(**chosen)
 
 

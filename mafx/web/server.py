@@ -2,10 +2,9 @@
 
 import os
 
-import gradio as gr
 from starlette.middleware import Middleware
 
-from mafx.web.guard import Guard
+from mafx.web.guard import LOCAL_HOSTS, Guard
 from mafx.web.page import CSS, build, theme
 from mafx.web.service import Service
 from mafx.web.uploads import BYTES
@@ -28,14 +27,14 @@ class Server:
         Args:
           service: What it is for.
           host: Name or address that it listens at.
-          port: Its port; None takes a free one from 7860 on, 0 any free one.
+          port: Its port; None takes a free one from 7860 on.
           password: What everybody must know; None where nobody needs one.
         """
         os.environ.update(QUIET | {"GRADIO_TEMP_DIR": str(service.folder.path)})
         self._service = service
         self._page, routes = build(service)
         paths = tuple(str(getattr(route, "path", "")).partition("{")[0] for route in routes)
-        options = {"password": password, "any_host": host != LOCAL, "routes": paths}
+        options = {"password": password, "any_host": host not in LOCAL_HOSTS, "routes": paths}
         self._page.queue(status_update_rate="auto", api_open=False)
         _, self.url, _ = self._page.launch(
             server_name=host,

@@ -27,7 +27,7 @@ from mafx.jobs import Prepared, prepare
 from mafx.media import Size
 from mafx.model import Model
 from mafx.program import Progress
-from mafx.settings import Settings
+from mafx.settings import Settings, setting_arguments
 from mafx.sources import Source
 from mafx.stamps import write_whole
 from mafx.web.folders import TemporaryFolder
@@ -38,6 +38,10 @@ from mafx.web.uploads import check_driving, check_picture
 PREVIEWED = 4  # frames at most that a preview shows
 PREVIEW_SHARE = 0.1  # of the time of the steps that previews may take
 ADVICE = "choose a smaller size or fewer frames"
+NO_FINDER = (
+    "expected a DensePose video, found another one, and the networks that find people are not here; whoever serves the "
+    "page fetches them once by --fetch_networks"
+)
 log = logging.getLogger("mafx")
 
 
@@ -49,13 +53,20 @@ class Result:
       video: The result.
       grid: Reference, motion and result side by side.
       record: JSON with what is needed to repeat it.
+      poses: The motion, where it was drawn from the driving video.
       seconds: That it took.
     """
 
     video: Path
     grid: Path
     record: Path
+    poses: Path | None
     seconds: float
+
+    @property
+    def files(self) -> list[Path]:
+        """All of them."""
+        return [path for path in (self.video, self.grid, self.record, self.poses) if path is not None]
 
 
 class Service:
@@ -65,7 +76,7 @@ class Service:
       sources: The models by their names; the first one is the default.
       folder: Where temporary files are.
       turns: Whose turn it is.
-      finder: How people are found in videos.
+      finder: How people are found in videos, None where they cannot be.
     """
 
     def __init__(
@@ -78,7 +89,7 @@ class Service:
         memory: float | None = None,
     ):
         self.sources, self.folder, self.turns = dict(sources), folder, Turns()
-        self.finder = finder or FinderOptions()
+        self.finder = finder
         self._dtype, self._memory = dtype, memory
         self._loading = threading.Lock()
         self._loaded: tuple[str, Model] | None = None
@@ -110,7 +121,7 @@ class Service:
 
     def puppet(self, seed: int, size: Size, frames: int) -> tuple[Path, Path]:
         """A puppet's picture and motion, as `mafx.inputs` draws them, enlarged for people to see: public files."""
-        zoom = max(1, SMALL_SIDE // max(size))
+        zoom = zoom_for(size)
         stem = f"puppet-{seed}-{size[0]}x{size[1]}"
         picture, motion = self.folder.public / f"{stem}.png", self.folder.public / f"{stem}-{frames}.mp4"
         clip = PuppetClip(TEST_SEEDS + seed, TEST_SEEDS + seed, size)
@@ -141,52 +152,66 @@ class Service:
           InputError: A file is not theirs or not what it should be, or they have an animation that waits.
         """
         self.source(choices.model)
-        if reference is not None and not self.is_puppet(reference):
-            check_picture(self.folder.check(reference, person))
-        if driving is not None and not self.is_puppet(driving):
-            check_driving(self.folder.check(driving, person))
-        files = [None if path is None or self.is_puppet(path) else path for path in (reference, driving)]
-        return self.turns.submit(person, functools.partial(self._animate, choices, *files))
+        if own := self._own(reference):
+            check_picture(self.folder.check(own, person))
+        if own := self._own(driving):
+            check_driving(self.folder.check(own, person))
+        work = functools.partial(self._animate, choices, self._own(reference), self._own(driving))
+        return self.turns.submit(person, work)
+
+    def _own(self, path: Path | None) -> Path | None:
+        """The path of a file that somebody has brought, None for a puppet's."""
+        return None if path is None or self.is_puppet(path) else path
 
     def _animate(self, choices: Choices, reference: Path | None, driving: Path | None, job: Job) -> Result:
         source, began = self.source(choices.model), time.perf_counter()
         settings = choices.settings(source.settings)
         out = self.folder.new(job.person)
         job.report(Update(part="reading"))
-        request = self._request(choices, reference, driving, out)
+        request = self.request(choices, reference, driving, out)
         prepared = prepare(request, source, settings, self._memory)
         job.report(Update(part="loading"))
         model = self.model(choices.model)
         program = prepared.program_of(model)
         job.report(Update(part="starting"))
         with memory_advice(ADVICE):
-            watch = _Watch(job, prepared.zoom).see
-            animation = program.run(prepared.reference, prepared.motion, progress=False, watcher=watch)
+            watch = _Watch(job, program.frames, prepared.zoom)
+            animation = program.run(prepared.reference, prepared.motion, progress=False, watcher=watch.see)
         job.report(Update(part="writing"))
         seconds = time.perf_counter() - began
-        return _write(prepared, model, media.to_uint8(animation.video), choices, out, seconds)
+        return _write(prepared, model, media.to_uint8(animation.video), out, seconds)
 
-    def _request(self, choices: Choices, reference: Path | None, driving: Path | None, out: Path) -> FileRequest:
-        video = motion = None
+    def request(self, choices: Choices, reference: Path | None, driving: Path | None, out: Path) -> FileRequest:
+        """What to animate with choices and checked files, where None stands for a puppet's; `out` takes what is made.
+
+        Raises:
+          InputError: The driving video needs networks that are not here.
+        """
+        files: dict[str, Any] = {}
         if driving is not None:
             checked = check_driving(driving)
-            if checked.kind == "people":
-                video = str(checked.path)
-            elif checked.kind == "motion":
-                motion = str(checked.path)
+            if checked.kind == "labels":
+                drawn, how = out / "motion.mkv", MotionOptions(frames=choices.frames)
+                draw_motion(checked.path, drawn, how, functools.partial(make_finder, FinderOptions()))
+                files["motion"] = str(drawn)
             else:
-                motion = str(out / "motion.mkv")
-                make = functools.partial(make_finder, self.finder)
-                draw_motion(checked.path, Path(motion), MotionOptions(frames=choices.frames), make)
+                files["video" if checked.kind == "people" else "motion"] = str(checked.path)
+        if "video" in files and self.finder is None:
+            raise InputError(NO_FINDER)
+        size = choices.size_or(self.source(choices.model).size)
         return FileRequest(
             reference=None if reference is None else str(reference),
-            motion=motion,
-            video=video,
+            **files,
             outs=[out / "animation.mp4"],
-            size=choices.size_or(self.source(choices.model).size) if choices.size else None,
+            size=size,
+            zoom=zoom_for(size),
             frames=choices.frames,
-            finder=self.finder,
+            finder=self.finder or FinderOptions(),
         )
+
+    def warm_up(self) -> Job:
+        """Compile what the page offers first, before anybody asks for it."""
+        return self.turns.submit("", functools.partial(self._animate, Choices(), None, None))
 
     def close(self) -> None:
         """End all jobs, and remove all temporary files."""
@@ -194,15 +219,20 @@ class Service:
         self.folder.close()
 
 
+def zoom_for(size: Size) -> int:
+    """How many times what is small is enlarged for people to see."""
+    return max(1, SMALL_SIDE // max(size))
+
+
 class _Watch:
     """Turns the progress of a program into updates: the time left, and previews that cost little."""
 
-    def __init__(self, job: Job, zoom: int):
-        self._job, self._zoom = job, zoom
+    def __init__(self, job: Job, frames: int, zoom: int):
+        self._job, self._frames, self._zoom = job, frames, zoom
         self._part, self._began, self._first = "", time.perf_counter(), 0
         self._preview: np.ndarray | None = None
         self._previewing = 0.0  # seconds that previews took
-        self._cost: float | None = None  # of a frame
+        self._cost: float | None = None  # seconds of a frame
 
     def see(self, progress: Progress) -> None:
         now = time.perf_counter()
@@ -226,33 +256,40 @@ class _Watch:
             preview=self._preview,
         )
 
-    def _affordable(self, now: float) -> range:
-        """The frames that a preview may show by now."""
-        if self._cost is None:
-            return range(1)
-        budget = PREVIEW_SHARE * (now - self._began) - self._previewing
-        return range(min(PREVIEWED, int(budget / self._cost)))
+    def _affordable(self, now: float) -> list[int]:
+        """The frames that a preview may show by now, evenly spaced."""
+        count = min(PREVIEWED, self._frames)
+        if self._cost:
+            budget = PREVIEW_SHARE * (now - self._began) - self._previewing
+            count = min(count, int(budget / self._cost))
+        return np.linspace(0, self._frames - 1, count + 2)[1:-1].round().astype(int).tolist()
 
     def _note_cost(self, began: float, frames: int) -> None:
         seconds = time.perf_counter() - began
-        if self._cost is not None or not self._began < began:
-            self._previewing += seconds
-        self._cost = seconds / frames
+        if self._cost is None:  # the first one may compile: it tells nothing of the next ones, nor of the steps
+            self._cost, self._began = 0.0, self._began + seconds
+        else:
+            self._cost, self._previewing = seconds / frames, self._previewing + seconds
 
 
-def _write(
-    prepared: Prepared, model: Model, video: np.ndarray, choices: Choices, out: Path, seconds: float
-) -> Result:
-    result = Result(
-        video=out / "animation.mp4", grid=out / "grid.mp4", record=out / "animation.json", seconds=seconds
-    )
-    prepared.write(result.video, video)
-    prepared.write(result.grid, prepared.grid(video))
-    facts: dict[str, Any] = prepared.facts(model, repeat_command(prepared), seconds)
-    write_whole(result.record, json.dumps(facts, indent=2) + "\n")
-    return result
+def _write(prepared: Prepared, model: Model, video: np.ndarray, out: Path, seconds: float) -> Result:
+    grid, record = out / "grid.mp4", out / "animation.json"
+    prepared.write(prepared.request.outs[0], video)
+    prepared.write(grid, prepared.grid(video))
+    facts = prepared.facts(model, repeat_command(prepared, str(model.dtype)), seconds)
+    write_whole(record, json.dumps(facts, indent=2) + "\n")
+    poses = out.glob("*motion.mkv")
+    return Result(video=prepared.request.outs[0], grid=grid, record=record, poses=next(poses, None), seconds=seconds)
 
 
-def repeat_command(prepared: Prepared) -> str:
-    """The command of sample.py that does the same, where the files lie in the folder that it is called in."""
-    return shlex.join(["python", "sample.py"])
+def repeat_command(prepared: Prepared, dtype: str) -> str:
+    """The command of sample.py that does the same, called where the files lie: the uploads under their names."""
+    request, source, (H, W) = prepared.request, prepared.source, prepared.program.size
+    words = ["python", "sample.py", *source.flags, "--dtype", dtype]
+    for flag, path in (("reference", request.reference), ("motion", request.motion), ("video", request.video)):
+        if path is not None:
+            words += [f"--{flag}", Path(path).name]
+    if request.finder.weights is not None and request.video is not None:
+        words += ["--densepose", str(request.finder.weights)]
+    words += ["--size", f"{H}x{W}", "--frames", str(request.frames), "--zoom", str(prepared.zoom)]
+    return shlex.join([*words, *setting_arguments(prepared.program.settings, Settings(**source.settings))])
