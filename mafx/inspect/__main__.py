@@ -87,7 +87,11 @@ def main(arguments: list[str] | None = None) -> None:
     if "steps" not in args:
         chosen.pop("steps", None)  # a model that needs one step still shows more in several
     dtype = network_dtype(args.dtype or default_dtype()).name
-    (measure if args.split else show)(args, source, Settings(**chosen), dtype)
+    settings = Settings(**chosen)
+    if args.split:
+        measure(args, source, settings, dtype)
+    else:
+        show(args, source, settings, dtype)
 
 
 def prepare_folder(out: Path, record: str, overwrite: bool) -> None:

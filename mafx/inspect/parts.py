@@ -125,7 +125,8 @@ def measure_attention(weights: np.ndarray, labels: np.ndarray, seen: Seen, grid:
     shares = part_shares(labels, grid)
     at = token_of(seen.places.points, grid)
     shown = shares[:, 1:].sum(1) > 0
-    chance = np.broadcast_to(shares.mean(0), (len(at), PART_COUNT))
+    areas = np.bincount(PARTS_OF[labels].ravel(), minlength=PART_COUNT)
+    chance = np.broadcast_to(areas / labels.size, (len(at), PART_COUNT))
     on_parts = {
         "": weights @ shares,
         "_chance": chance,

@@ -172,14 +172,16 @@ def record(
       callback: As `Program.run` takes it; it is shown all frames that are sampled.
 
     Raises:
-      InputError: As `Program.run`. Or the model has no bank, or steps share what they compute.
+      InputError: As `Program.run`. Or the program is another one, or its model has no bank.
     """
     if program.settings.reuse > 1:
         raise InputError(f"expected steps that compute everything, found a reuse of {program.settings.reuse}; take 1")
-    if program.model.config.appearance != "bank":
+    if program.mesh is not None:
         raise InputError(
-            f"expected a model with a bank, found one whose reference comes as {program.model.config.appearance}"
+            f"expected a program for one device, found one for {program.mesh.size}; plan it without a mesh"
         )
+    if (appearance := program.model.config.appearance) != "bank":
+        raise InputError(f"expected a model with a bank, found one whose reference comes as {appearance}")
     frames, added = len(motion), program.padded - len(motion)
     # Frames that fill up the last window are sampled anyway. Here they are asked for, so that their latents are seen.
     program = dataclasses.replace(program, frames=program.padded)
