@@ -113,13 +113,17 @@ def test_whoever_leaves_ends_the_animation_within_a_step(service):
 
 
 def test_people_see_their_own_animation_until_others_have_come(tmp_path):
-    sessions, kept = Sessions(most=2), [Session(None, tmp_path) for _ in range(3)]
+    folders = [tmp_path / str(i) for i in range(3)]
+    for folder in folders:
+        folder.mkdir()
+    sessions, kept = Sessions(most=2), [Session(None, folder) for folder in folders]
     sessions.keep("a", kept[0])
     sessions.keep("b", kept[1])
     assert sessions.get("a") is kept[0]
     sessions.keep("c", kept[2])
     assert sessions.get("a") is kept[0] and sessions.get("c") is kept[2]
-    for person in ("b", "", "d"):
+    folders[2].rmdir()  # as the sweep does after an hour
+    for person in ("b", "c", "", "d"):
         with pytest.raises(InputError, match="animate first"):
             sessions.get(person)
 

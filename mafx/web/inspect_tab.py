@@ -90,6 +90,8 @@ class Sessions:
     def get(self, person: str) -> Session:
         """Raises InputError where the person has none, or no longer."""
         with self._lock:
+            if person in self._of and not self._of[person].folder.is_dir():
+                del self._of[person]  # its pictures were swept away, after an hour
             if person not in self._of:
                 raise InputError("expected an animation of yours, found none any more; animate first")
             self._of.move_to_end(person)
@@ -213,10 +215,8 @@ class _View:
             self.frame = gr.Slider(0, 1, 0, step=1, label="Frame", **narrow)
             self.step = gr.Slider(0, 1, 0, step=1, label="Step", **narrow)
         with gr.Row():
-            self.row = gr.Number(0, label="Row in pixels", precision=0, minimum=0, elem_id="inspect-row", **narrow)
-            self.column = gr.Number(
-                0, label="Column in pixels", precision=0, minimum=0, elem_id="inspect-column", **narrow
-            )
+            self.row = gr.Number(0, label="Row", precision=0, minimum=0, elem_id="inspect-row", **narrow)
+            self.column = gr.Number(0, label="Column", precision=0, minimum=0, elem_id="inspect-column", **narrow)
             self.layer = gr.Dropdown([], label="Layer", elem_id="inspect-layer", min_width=220)
         with gr.Row():
             self.picture = _picture("The frame: click on a place", "inspect-frame")
