@@ -175,7 +175,7 @@ class Service:
         program = prepared.program_of(model)
         job.report(Update(part="starting"))
         with memory_advice(ADVICE):
-            watch = _Watch(job, program.frames, prepared.zoom)
+            watch = Watch(job, program.frames, prepared.zoom)
             animation = program.run(prepared.reference, prepared.motion, progress=False, watcher=watch.see)
         job.report(Update(part="writing"))
         seconds = time.perf_counter() - began
@@ -219,7 +219,7 @@ def zoom_for(size: Size) -> int:
     return max(1, SMALL_SIDE // max(size))
 
 
-class _Watch:
+class Watch:
     """Turns the progress of a program into updates: the time left, and previews that cost little."""
 
     def __init__(self, job: Job, frames: int, zoom: int):
@@ -256,7 +256,7 @@ class _Watch:
         count = min(PREVIEWED, self._frames)
         if self._cost:
             budget = PREVIEW_SHARE * (now - self._began) - self._previewing
-            count = min(count, int(budget / self._cost))
+            count = min(count, max(0, int(budget / self._cost)))
         return np.linspace(0, self._frames - 1, count + 2)[1:-1].round().astype(int).tolist()
 
     def _note_cost(self, began: float, frames: int) -> None:
