@@ -15,13 +15,14 @@ from PIL import Image
 from mafx.diffusion.samplers import SAMPLERS
 from mafx.errors import InputError
 from mafx.media import Size
-from mafx.web.guard import person_of
+from mafx.web.guard import COOKIE, person_of
 from mafx.web.links import KINDS, MOST_FRAMES, MOST_STEPS, Choices, from_query, make_choices, to_query
 from mafx.web.service import Result, Service
 from mafx.web.turns import CancelledError, Job, Update
 from mafx.web.uploads import check_driving, check_picture
 
 POLL_SECONDS = 0.1
+DEFAULTS = Choices()
 HEARTBEAT = 2.0  # seconds, after which an unchanged update is sent again: only then it is seen that somebody has left
 PREVIEW_QUALITY = 80  # of 100, WebP
 PLAYABLE = frozenset({".mp4", ".m4v", ".mov", ".webm"})  # suffixes of what browsers play
@@ -53,8 +54,8 @@ class _Form:
     """What is filled in. `settings` are the components of the fields of `Choices`, in the order of `KINDS`."""
 
     def __init__(self, service: Service):
-        source, suited, default = service.source(), service.suited(), Choices()
-        picture, motion = service.puppet(default.seed, source.size, default.frames)
+        source, suited = service.source(), service.suited()
+        picture, motion = service.puppet(DEFAULTS.seed, source.size, DEFAULTS.frames)
         narrow: dict[str, Any] = {"min_width": 150}
         with gr.Row():
             self.reference = gr.Image(
@@ -66,7 +67,7 @@ class _Form:
         self.verdict = gr.HTML(elem_id="verdict")
         self.model = gr.Dropdown(list(service.sources), value=next(iter(service.sources)), label="Model")
         with gr.Row():
-            frames = gr.Slider(1, MOST_FRAMES, default.frames, step=1, label="Length in frames", **narrow)
+            frames = gr.Slider(1, MOST_FRAMES, DEFAULTS.frames, step=1, label="Length in frames", **narrow)
             size = gr.Dropdown(
                 _sizes(source.size),
                 value=_text(source.size),
@@ -79,7 +80,7 @@ class _Form:
             guidance = gr.Slider(0, 20, suited.guidance_scale, step=0.1, label="Guidance", **narrow)
         with gr.Row():
             sampler = gr.Dropdown(list(SAMPLERS), value=suited.sampler, label="Sampler", **narrow)
-            seed = gr.Number(default.seed, label="Seed", precision=0, minimum=0, **narrow)
+            seed = gr.Number(DEFAULTS.seed, label="Seed", precision=0, minimum=0, **narrow)
         with gr.Row():
             self.start = gr.Button("Animate", variant="primary", elem_id="animate", **narrow)
             self.cancel = gr.Button("Cancel", elem_id="cancel", **narrow)
@@ -161,7 +162,17 @@ class _Handlers:
         return [gr.skip(), _line(f"{driving.verdict}{seen}")]
 
     async def animate(
-        self, reference: File, driving: File, model, size, frames, steps, guidance, sampler, seed, request: gr.Request
+        self,
+        request: gr.Request,
+        reference: File = None,
+        driving: File = None,
+        model="",
+        size="",
+        frames=DEFAULTS.frames,
+        steps=None,
+        guidance=None,
+        sampler=None,
+        seed=DEFAULTS.seed,
     ) -> AsyncIterator[list]:
         """Animate a reference picture by a driving video.
 
@@ -170,7 +181,7 @@ class _Handlers:
         try:
             choices = _choices(model, size, frames, steps, guidance, sampler, seed)
             paths = [_path(file) for file in (reference, driving)]
-            job = await asyncio.to_thread(self._service.animate, _person(request), choices, *paths)
+            job = await asyncio.to_thread(self._service.animate, _person(request), choices, *paths, _turn(request))
         except InputError as error:
             raise _refusal(error) from error
         try:
@@ -182,7 +193,7 @@ class _Handlers:
 
     def cancel(self, request: gr.Request) -> None:
         """Cancel the animations of whoever asks."""
-        self._service.turns.cancel(_person(request))
+        self._service.turns.cancel(_turn(request))
 
     # -- Parts of the above
 
@@ -257,7 +268,13 @@ def _path(file: File) -> Path | None:
 
 
 def _person(request: gr.Request) -> str:
-    return person_of(request.cookies, request.session_hash)
+    """Whose files are meant."""
+    return person_of(request.cookies.get(COOKIE, ""), request.client.host)
+
+
+def _turn(request: gr.Request) -> str:
+    """Who waits: a browser, or one of several clients that have no cookie."""
+    return request.cookies.get(COOKIE) or request.session_hash or _person(request)
 
 
 def _link(choices: Choices, request: gr.Request) -> str:

@@ -14,8 +14,11 @@ LOCAL = "127.0.0.1"
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
+FOLDER = "GRADIO_TEMP_DIR"
+
+
 class Server:
-    """A page that is served until `close`.
+    """A page that is served until `close`. There is one of them at a time in a process, as Gradio has one folder.
 
     Attributes:
       url: Where it is.
@@ -30,7 +33,8 @@ class Server:
           port: Its port; None takes a free one from 7860 on.
           password: What everybody must know; None where nobody needs one.
         """
-        os.environ.update(QUIET | {"GRADIO_TEMP_DIR": str(service.folder.path)})
+        self._before = {name: os.environ.get(name) for name in (*QUIET, FOLDER)}
+        os.environ.update(QUIET | {FOLDER: str(service.folder.path)})
         self._service = service
         self._page, routes = build(service)
         paths = tuple(str(getattr(route, "path", "")).partition("{")[0] for route in routes)
@@ -62,3 +66,5 @@ class Server:
         """End the server, and the service's jobs."""
         self._page.close(verbose=False)
         self._service.close()
+        for name, value in self._before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
