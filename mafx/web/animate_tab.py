@@ -126,8 +126,8 @@ class _Handlers:
             choices = from_query(request.request.url.query)
             self._service.source(choices.model)
         except InputError as error:
-            gr.Warning(f"This link is not used: {_sentence(error)}")
-            choices = Choices()
+            problem = _line(f"This link is not used: {_sentence(error)}", "problem")
+            return [*self._fill(DEFAULTS), gr.skip(), gr.skip(), problem, _link(DEFAULTS, request)]
         return [*self._fill(choices), *self._shown(choices, None, None, request)]
 
     def suit(self, model, size, frames, steps, guidance, sampler, seed) -> list:

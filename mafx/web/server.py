@@ -7,6 +7,7 @@ from starlette.middleware import Middleware
 from mafx.web.guard import LOCAL_HOSTS, Guard
 from mafx.web.page import CSS, build, theme
 from mafx.web.service import Service
+from mafx.web.turns import MOST_WAITING
 from mafx.web.uploads import BYTES
 
 LOCAL = "127.0.0.1"
@@ -15,6 +16,7 @@ QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "
 
 
 FOLDER = "GRADIO_TEMP_DIR"
+SPARE = 20  # of Gradio's places, for what is not an animation
 
 
 class Server:
@@ -44,6 +46,7 @@ class Server:
             server_name=host,
             server_port=port,
             prevent_thread_lock=True,
+            max_threads=MOST_WAITING + SPARE,  # Gradio lets no more people wait at once
             quiet=True,
             share=False,
             show_error=True,

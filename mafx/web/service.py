@@ -166,9 +166,7 @@ class Service:
         """The path of a file that somebody has brought, None for a puppet's."""
         return None if path is None or self.is_puppet(path) else path
 
-    def _animate(
-        self, person: str, choices: Choices, reference: Path | None, driving: Path | None, job: Job
-    ) -> Result:
+    def _animate(self, person: str, choices: Choices, reference: Path | None, driving: Path | None, job: Job) -> Result:
         source, began = self.source(choices.model), time.perf_counter()
         settings = choices.settings(source.settings)
         out = self.folder.new(person)
