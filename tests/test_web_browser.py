@@ -179,8 +179,11 @@ def test_the_keyboard_is_enough(site, browser):
             page.keyboard.press("Tab")
             reached.append(
                 page.evaluate(
-                    """() => { const x = document.activeElement, label = x.labels && x.labels[0];
-                    return x.id || x.getAttribute("aria-label") || (label && label.innerText) || x.innerText || x.tagName }"""
+                    """() => {
+                    const x = document.activeElement, label = x.labels && x.labels[0];
+                    const name = x.id || x.getAttribute("aria-label") || (label && label.innerText) || x.innerText;
+                    return name || x.tagName;
+                    }"""
                 )
             )
             if reached[-1] == "animate":

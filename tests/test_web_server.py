@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from web_files import png_header, write_files
@@ -65,7 +67,7 @@ def test_gradio_s_client_animates_by_a_stable_name(page, files, tmp_path):
     _, url = page
     video, grid, others, said = client(url, tmp_path).predict(
         reference=handle_file(str(files / "person.png")),
-        driving={"video": handle_file(str(files / "motion.mp4"))}["video"],
+        driving=handle_file(str(files / "motion.mp4")),
         frames=3,
         steps=2,
         seed=5,
@@ -74,7 +76,7 @@ def test_gradio_s_client_animates_by_a_stable_name(page, files, tmp_path):
     frames, fps = media.read_video(path_of(video))
     assert frames.shape == (3, 256, 256, 3) and fps == 15
     assert media.read_video(path_of(grid))[0].shape == (3, 256, 768, 3)
-    record = json.loads(next(open(path).read() for path in map(path_of, others) if str(path).endswith(".json")))
+    record = json.loads(next(Path(path).read_text() for path in map(path_of, others) if path.endswith(".json")))
     assert record["settings"]["steps"] == 2 and record["settings"]["seed"] == 5
     assert "Done" in said
 
@@ -114,12 +116,10 @@ def test_a_client_s_cancelling_ends_its_job(page, tmp_path):
 
 
 def wait_for(condition, seconds=60):
-    from time import monotonic, sleep  # noqa: PLC0415
-
-    end = monotonic() + seconds
+    end = time.monotonic() + seconds
     while not condition():
-        assert monotonic() < end, "it does not happen"
-        sleep(0.02)
+        assert time.monotonic() < end, "it does not happen"
+        time.sleep(0.02)
 
 
 def test_jobs_of_two_clients_wait_for_each_other_and_both_are_done(page, tmp_path):
@@ -281,8 +281,6 @@ def test_too_long_an_upload_is_refused(tmp_path, monkeypatch):
 
 
 def test_uploads_go_after_an_hour(page, files):
-    import time  # noqa: PLC0415
-
     service, url = page
     http = visitor(url)
     path = upload(http, "old.png", (files / "person.png").read_bytes() + b" ")

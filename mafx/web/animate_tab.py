@@ -180,8 +180,8 @@ class _Handlers:
         """
         try:
             choices = _choices(model, size, frames, steps, guidance, sampler, seed)
-            paths = [_path(file) for file in (reference, driving)]
-            job = await asyncio.to_thread(self._service.animate, _person(request), choices, *paths, _turn(request))
+            picture, video, person = _path(reference), _path(driving), _person(request)
+            job = await asyncio.to_thread(self._service.animate, person, choices, picture, video, _turn(request))
         except InputError as error:
             raise _refusal(error) from error
         try:
