@@ -46,8 +46,9 @@ def add_tab(service: Service) -> None:
             progress = gr.HTML(_line("Press Animate: the puppet needs no upload."), elem_id="progress")
             video = gr.Video(label="Result", autoplay=True, loop=True, interactive=False, elem_id="result")
             grid = gr.Video(label="Reference | motion | result", loop=True, interactive=False, elem_id="grid")
-            files = gr.Files(label="Download: the videos, and the JSON that repeats them", interactive=False)
-    _connect(form, _Handlers(service), [video, grid, files, progress])
+            files = gr.Files(label="Videos, and the JSON that repeats them", interactive=False)
+            link = gr.Textbox(label="Link to these settings", buttons=["copy"], interactive=False, elem_id="link")
+    _connect(form, link, _Handlers(service), [video, grid, files, progress])
 
 
 class _Form:
@@ -59,10 +60,10 @@ class _Form:
         narrow: dict[str, Any] = {"min_width": 150}
         with gr.Row():
             self.reference = gr.Image(
-                picture, label="Reference picture", type="filepath", sources=["upload"], height=240, **narrow
+                picture, label="Reference", type="filepath", sources=["upload"], height=240, **narrow
             )
             self.driving = gr.Video(
-                motion, label="Driving video", sources=["upload"], height=240, loop=True, autoplay=True, **narrow
+                motion, label="Driving", sources=["upload"], height=240, loop=True, autoplay=True, **narrow
             )
         self.verdict = gr.HTML(elem_id="verdict")
         self.model = gr.Dropdown(list(service.sources), value=next(iter(service.sources)), label="Model")
@@ -84,16 +85,15 @@ class _Form:
         with gr.Row():
             self.start = gr.Button("Animate", variant="primary", elem_id="animate", **narrow)
             self.cancel = gr.Button("Cancel", elem_id="cancel", **narrow)
-        self.link = gr.Textbox(label="Link to these settings", buttons=["copy"], interactive=False, elem_id="link")
         self.settings = [self.model, size, frames, steps, guidance, sampler, seed]
 
 
-def _connect(form: _Form, handlers: "_Handlers", outputs: list) -> None:
+def _connect(form: _Form, link: gr.Textbox, handlers: "_Handlers", outputs: list) -> None:
     """What is called when something is filled in or pressed."""
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     raw: dict[str, Any] = quiet | {"preprocess": False}  # files are not opened before they are checked
     files = [form.reference, form.driving]
-    shown = [*files, form.verdict, form.link]
+    shown = [*files, form.verdict, link]
     gr.on(None, handlers.open_link, None, [*form.settings, *shown], **quiet)
     changed = [component.input for component in form.settings if component is not form.model]
     gr.on(changed, handlers.refresh, [*files, *form.settings], shown, trigger_mode="always_last", **raw)
