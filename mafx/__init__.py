@@ -48,7 +48,7 @@ Reading order, in which a module imports only from those before it:
     pretrained: export, origins, transfers, download
     bundled.release
     ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__
-    benchmarks: memory, measure, speed, published, quality, mutations, fuzz_readers, fuzz
+    benchmarks: memory, measure, speed, published, quality, mutations, fuzz_readers, fuzz, web_load
     experiments: ablations, one_clip, kills
 
 Where to begin: `models.animator` is where the bank and the residuals meet the noisy latents, `models.attention` has the

@@ -8,9 +8,7 @@ from mafx.web.links import Choices, from_query, make_choices, to_query
 
 
 def test_a_link_gives_back_the_choices():
-    choices = Choices(
-        model="a & b", size="48x32", frames=24, steps=7, guidance=2.5, sampler="euler", seed=11
-    )
+    choices = Choices(model="a & b", size="48x32", frames=24, steps=7, guidance=2.5, sampler="euler", seed=11)
     assert from_query(to_query(choices)) == choices
     assert to_query(choices) == "model=a+%26+b&size=48x32&frames=24&steps=7&guidance=2.5&sampler=euler&seed=11"
 

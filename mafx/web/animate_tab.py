@@ -15,13 +15,14 @@ from PIL import Image
 from mafx.diffusion.samplers import SAMPLERS
 from mafx.errors import InputError
 from mafx.media import Size
-from mafx.web.guard import person_of
+from mafx.web.guard import COOKIE, person_of
 from mafx.web.links import KINDS, MOST_FRAMES, MOST_STEPS, Choices, from_query, make_choices, to_query
 from mafx.web.service import Result, Service
 from mafx.web.turns import CancelledError, Job, Update
 from mafx.web.uploads import check_driving, check_picture
 
 POLL_SECONDS = 0.1
+DEFAULTS = Choices()
 HEARTBEAT = 2.0  # seconds, after which an unchanged update is sent again: only then it is seen that somebody has left
 PREVIEW_QUALITY = 80  # of 100, WebP
 PLAYABLE = frozenset({".mp4", ".m4v", ".mov", ".webm"})  # suffixes of what browsers play
@@ -45,28 +46,29 @@ def add_tab(service: Service) -> None:
             progress = gr.HTML(_line("Press Animate: the puppet needs no upload."), elem_id="progress")
             video = gr.Video(label="Result", autoplay=True, loop=True, interactive=False, elem_id="result")
             grid = gr.Video(label="Reference | motion | result", loop=True, interactive=False, elem_id="grid")
-            files = gr.Files(label="Download: the videos, and the JSON that repeats them", interactive=False)
-    _connect(form, _Handlers(service), [video, grid, files, progress])
+            files = gr.Files(label="Videos, and the JSON that repeats them", interactive=False)
+            link = gr.Textbox(label="Link to these settings", buttons=["copy"], interactive=False, elem_id="link")
+    _connect(form, link, _Handlers(service), [video, grid, files, progress])
 
 
 class _Form:
     """What is filled in. `settings` are the components of the fields of `Choices`, in the order of `KINDS`."""
 
     def __init__(self, service: Service):
-        source, suited, default = service.source(), service.suited(), Choices()
-        picture, motion = service.puppet(default.seed, source.size, default.frames)
+        source, suited = service.source(), service.suited()
+        picture, motion = service.puppet(DEFAULTS.seed, source.size, DEFAULTS.frames)
         narrow: dict[str, Any] = {"min_width": 150}
         with gr.Row():
             self.reference = gr.Image(
-                picture, label="Reference picture", type="filepath", sources=["upload"], height=240, **narrow
+                picture, label="Reference", type="filepath", sources=["upload"], height=240, **narrow
             )
             self.driving = gr.Video(
-                motion, label="Driving video", sources=["upload"], height=240, loop=True, autoplay=True, **narrow
+                motion, label="Driving", sources=["upload"], height=240, loop=True, autoplay=True, **narrow
             )
         self.verdict = gr.HTML(elem_id="verdict")
         self.model = gr.Dropdown(list(service.sources), value=next(iter(service.sources)), label="Model")
         with gr.Row():
-            frames = gr.Slider(1, MOST_FRAMES, default.frames, step=1, label="Length in frames", **narrow)
+            frames = gr.Slider(1, MOST_FRAMES, DEFAULTS.frames, step=1, label="Length in frames", **narrow)
             size = gr.Dropdown(
                 _sizes(source.size),
                 value=_text(source.size),
@@ -79,20 +81,19 @@ class _Form:
             guidance = gr.Slider(0, 20, suited.guidance_scale, step=0.1, label="Guidance", **narrow)
         with gr.Row():
             sampler = gr.Dropdown(list(SAMPLERS), value=suited.sampler, label="Sampler", **narrow)
-            seed = gr.Number(default.seed, label="Seed", precision=0, minimum=0, **narrow)
+            seed = gr.Number(DEFAULTS.seed, label="Seed", precision=0, minimum=0, **narrow)
         with gr.Row():
             self.start = gr.Button("Animate", variant="primary", elem_id="animate", **narrow)
             self.cancel = gr.Button("Cancel", elem_id="cancel", **narrow)
-        self.link = gr.Textbox(label="Link to these settings", buttons=["copy"], interactive=False, elem_id="link")
         self.settings = [self.model, size, frames, steps, guidance, sampler, seed]
 
 
-def _connect(form: _Form, handlers: "_Handlers", outputs: list) -> None:
+def _connect(form: _Form, link: gr.Textbox, handlers: "_Handlers", outputs: list) -> None:
     """What is called when something is filled in or pressed."""
     quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "queue": False}
     raw: dict[str, Any] = quiet | {"preprocess": False}  # files are not opened before they are checked
     files = [form.reference, form.driving]
-    shown = [*files, form.verdict, form.link]
+    shown = [*files, form.verdict, link]
     gr.on(None, handlers.open_link, None, [*form.settings, *shown], **quiet)
     changed = [component.input for component in form.settings if component is not form.model]
     gr.on(changed, handlers.refresh, [*files, *form.settings], shown, trigger_mode="always_last", **raw)
@@ -125,8 +126,8 @@ class _Handlers:
             choices = from_query(request.request.url.query)
             self._service.source(choices.model)
         except InputError as error:
-            gr.Warning(f"This link is not used: {_sentence(error)}")
-            choices = Choices()
+            problem = _line(f"This link is not used: {_sentence(error)}", "problem")
+            return [*self._fill(DEFAULTS), gr.skip(), gr.skip(), problem, _link(DEFAULTS, request)]
         return [*self._fill(choices), *self._shown(choices, None, None, request)]
 
     def suit(self, model, size, frames, steps, guidance, sampler, seed) -> list:
@@ -161,7 +162,17 @@ class _Handlers:
         return [gr.skip(), _line(f"{driving.verdict}{seen}")]
 
     async def animate(
-        self, reference: File, driving: File, model, size, frames, steps, guidance, sampler, seed, request: gr.Request
+        self,
+        request: gr.Request,
+        reference: File = None,
+        driving: File = None,
+        model="",
+        size="",
+        frames=DEFAULTS.frames,
+        steps=None,
+        guidance=None,
+        sampler=None,
+        seed=DEFAULTS.seed,
     ) -> AsyncIterator[list]:
         """Animate a reference picture by a driving video.
 
@@ -169,8 +180,8 @@ class _Handlers:
         """
         try:
             choices = _choices(model, size, frames, steps, guidance, sampler, seed)
-            paths = [_path(file) for file in (reference, driving)]
-            job = await asyncio.to_thread(self._service.animate, _person(request), choices, *paths)
+            picture, video, person = _path(reference), _path(driving), _person(request)
+            job = await asyncio.to_thread(self._service.animate, person, choices, picture, video, _turn(request))
         except InputError as error:
             raise _refusal(error) from error
         try:
@@ -182,7 +193,7 @@ class _Handlers:
 
     def cancel(self, request: gr.Request) -> None:
         """Cancel the animations of whoever asks."""
-        self._service.turns.cancel(_person(request))
+        self._service.turns.cancel(_turn(request))
 
     # -- Parts of the above
 
@@ -257,7 +268,13 @@ def _path(file: File) -> Path | None:
 
 
 def _person(request: gr.Request) -> str:
-    return person_of(request.cookies, request.session_hash)
+    """Whose files are meant."""
+    return person_of(request.cookies.get(COOKIE, ""), request.client.host)
+
+
+def _turn(request: gr.Request) -> str:
+    """Who waits: a browser, or one of several clients that have no cookie."""
+    return request.cookies.get(COOKIE) or request.session_hash or _person(request)
 
 
 def _link(choices: Choices, request: gr.Request) -> str:

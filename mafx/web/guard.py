@@ -28,6 +28,7 @@ PATHS = (
     f"{API}/upload", f"{API}/file=", f"{API}/cancel", f"{API}/reset", f"{API}/user", f"{API}/login_check",
     f"{API}/stream/", f"{API}/run/",
 )  # fmt: skip
+STARTED = f"{API}/startup-events"  # which Gradio asks itself, without a password; it tells nothing
 POLICY = "; ".join(
     (
         "default-src 'self'",
@@ -83,23 +84,24 @@ class Guard:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         cookie = _cookie(headers)
+        person = person_of(cookie, (scope.get("client") or ("",))[0])
         send = _with_headers(send, None if cookie else scope)
-        if refusal := self._refusal(scope, headers, cookie):
+        if refusal := self._refusal(scope, headers, person):
             await _answer(send, *refusal)
             return
         path = scope["path"]
         if path == f"{API}/upload":
-            await self._app(scope, receive, self._claiming(send, cookie))
+            await self._app(scope, receive, self._claiming(send, person))
         elif scope["method"] == "POST":
             body = await _read(receive)
-            if body is None or not self._may_use(body, cookie):
+            if body is None or not self._may_use(body, person):
                 await _answer(send, 403, "a file that is not yours, or too long a request")
                 return
             await self._app(scope, _replay(body, receive), send)
         else:
             await self._app(scope, receive, send)
 
-    def _refusal(self, scope: Scope, headers: dict[str, str], cookie: str) -> tuple[int, str] | None:
+    def _refusal(self, scope: Scope, headers: dict[str, str], person: str) -> tuple[int, str] | None:
         """The status and the reason by which a request is refused; None lets it in."""
         host, path = headers.get("host", ""), scope["path"]
         if not self._any_host and host.rsplit(":", 1)[0] not in LOCAL_HOSTS:
@@ -107,26 +109,26 @@ class Guard:
         origin = headers.get("origin")
         if scope["method"] not in ("GET", "HEAD") and origin and urllib.parse.urlsplit(origin).netloc != host:
             return 403, "another site"
-        if self._password is not None and not _knows(headers, self._password):
+        if self._password is not None and path != STARTED and not _knows(headers, self._password):
             return 401, "the password is needed"
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return 405, "no such method"
         if path != "/" and not path.startswith(self._paths):
             return 404, "not there"
         file = path.removeprefix(f"{API}/file=")
-        if file != path and not self._folder.is_open(file, cookie):
+        if file != path and not self._folder.is_open(file, person):
             return 403, "not yours"
         return None
 
-    def _may_use(self, body: bytes, cookie: str) -> bool:
+    def _may_use(self, body: bytes, person: str) -> bool:
         """Whether all files that a request names are the person's."""
         try:
             content = json.loads(body) if body else None
         except (ValueError, RecursionError):
             return False
-        return all(self._folder.is_open(path, cookie) for path in _paths(content))
+        return all(self._folder.is_open(path, person) for path in _paths(content))
 
-    def _claiming(self, send: Callable, cookie: str) -> Callable:
+    def _claiming(self, send: Callable, person: str) -> Callable:
         """Sends the answer to an upload, and lets the person own the files that it names."""
         parts: list[bytes] = []
 
@@ -135,15 +137,15 @@ class Guard:
                 parts.append(message.get("body", b""))
                 if not message.get("more_body"):
                     for path in _uploaded(b"".join(parts)):
-                        self._folder.claim(Path(path), cookie)
+                        self._folder.claim(Path(path), person)
             await send(message)
 
         return claim
 
 
-def person_of(cookies: dict[str, str], session: str | None) -> str:
-    """Who asks: a browser by its cookie; a client without one by the session that it has made up."""
-    return cookies.get(COOKIE) or session or ""
+def person_of(cookie: str, address: str) -> str:
+    """Whose files are meant: those of a browser, by its cookie, or of all clients without one at an address."""
+    return cookie or f"clients at {address}"
 
 
 def _cookie(headers: dict[str, str]) -> str:

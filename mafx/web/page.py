@@ -17,7 +17,7 @@ TABS: tuple[AddTab, ...] = (animate_tab.add_tab, inspect_tab.add_tab)
 TITLE = "mafx"
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
-#progress progress { width: 100%; height: 8px; accent-color: var(--color-accent); }
+#progress progress { width: 100%; height: 8px; accent-color: var(--primary-500); }
 .mafx-note, .mafx-problem { margin: 0; overflow-wrap: anywhere; }
 .mafx-problem { color: var(--error-text-color, #b91c1c); }
 .mafx-preview { width: 100%; margin-top: 8px; border-radius: 6px; image-rendering: pixelated; }

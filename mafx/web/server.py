@@ -7,6 +7,7 @@ from starlette.middleware import Middleware
 from mafx.web.guard import LOCAL_HOSTS, Guard
 from mafx.web.page import CSS, build, theme
 from mafx.web.service import Service
+from mafx.web.turns import MOST_WAITING
 from mafx.web.uploads import BYTES
 
 LOCAL = "127.0.0.1"
@@ -14,8 +15,12 @@ LOCAL = "127.0.0.1"
 QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
+FOLDER = "GRADIO_TEMP_DIR"
+SPARE = 20  # of Gradio's places, for what is not an animation
+
+
 class Server:
-    """A page that is served until `close`.
+    """A page that is served until `close`. There is one of them at a time in a process, as Gradio has one folder.
 
     Attributes:
       url: Where it is.
@@ -30,7 +35,8 @@ class Server:
           port: Its port; None takes a free one from 7860 on.
           password: What everybody must know; None where nobody needs one.
         """
-        os.environ.update(QUIET | {"GRADIO_TEMP_DIR": str(service.folder.path)})
+        self._before = {name: os.environ.get(name) for name in (*QUIET, FOLDER)}
+        os.environ.update(QUIET | {FOLDER: str(service.folder.path)})
         self._service = service
         self._page, routes = build(service)
         paths = tuple(str(getattr(route, "path", "")).partition("{")[0] for route in routes)
@@ -40,6 +46,7 @@ class Server:
             server_name=host,
             server_port=port,
             prevent_thread_lock=True,
+            max_threads=MOST_WAITING + SPARE,  # Gradio lets no more people wait at once
             quiet=True,
             share=False,
             show_error=True,
@@ -62,3 +69,5 @@ class Server:
         """End the server, and the service's jobs."""
         self._page.close(verbose=False)
         self._service.close()
+        for name, value in self._before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -137,14 +137,17 @@ class Service:
 
     # -- Animating
 
-    def animate(self, person: str, choices: Choices, reference: Path | None, driving: Path | None) -> Job:
+    def animate(
+        self, person: str, choices: Choices, reference: Path | None, driving: Path | None, turn: str | None = None
+    ) -> Job:
         """Put an animation in the queue.
 
         Args:
-          person: Who wants it. The results are theirs.
+          person: Who wants it. The files are theirs, and so are the results.
           choices: How.
           reference: A picture; None takes a puppet.
           driving: A video; None takes a puppet's motion.
+          turn: Who waits for it, where several share the files of a person.
 
         Returns: A job whose result is a `Result`.
 
@@ -156,17 +159,17 @@ class Service:
             check_picture(self.folder.check(own, person))
         if own := self._own(driving):
             check_driving(self.folder.check(own, person))
-        work = functools.partial(self._animate, choices, self._own(reference), self._own(driving))
-        return self.turns.submit(person, work)
+        work = functools.partial(self._animate, person, choices, self._own(reference), self._own(driving))
+        return self.turns.submit(turn or person, work)
 
     def _own(self, path: Path | None) -> Path | None:
         """The path of a file that somebody has brought, None for a puppet's."""
         return None if path is None or self.is_puppet(path) else path
 
-    def _animate(self, choices: Choices, reference: Path | None, driving: Path | None, job: Job) -> Result:
+    def _animate(self, person: str, choices: Choices, reference: Path | None, driving: Path | None, job: Job) -> Result:
         source, began = self.source(choices.model), time.perf_counter()
         settings = choices.settings(source.settings)
-        out = self.folder.new(job.person)
+        out = self.folder.new(person)
         job.report(Update(part="reading"))
         request = self.request(choices, reference, driving, out)
         prepared = prepare(request, source, settings, self._memory)
@@ -175,7 +178,7 @@ class Service:
         program = prepared.program_of(model)
         job.report(Update(part="starting"))
         with memory_advice(ADVICE):
-            watch = _Watch(job, program.frames, prepared.zoom)
+            watch = Watch(job, program.frames, prepared.zoom)
             animation = program.run(prepared.reference, prepared.motion, progress=False, watcher=watch.see)
         job.report(Update(part="writing"))
         seconds = time.perf_counter() - began
@@ -211,7 +214,7 @@ class Service:
 
     def warm_up(self) -> Job:
         """Compile what the page offers first, before anybody asks for it."""
-        return self.turns.submit("", functools.partial(self._animate, Choices(), None, None))
+        return self.turns.submit("", functools.partial(self._animate, "", Choices(), None, None))
 
     def close(self) -> None:
         """End all jobs, and remove all temporary files."""
@@ -224,7 +227,7 @@ def zoom_for(size: Size) -> int:
     return max(1, SMALL_SIDE // max(size))
 
 
-class _Watch:
+class Watch:
     """Turns the progress of a program into updates: the time left, and previews that cost little."""
 
     def __init__(self, job: Job, frames: int, zoom: int):
@@ -261,7 +264,7 @@ class _Watch:
         count = min(PREVIEWED, self._frames)
         if self._cost:
             budget = PREVIEW_SHARE * (now - self._began) - self._previewing
-            count = min(count, int(budget / self._cost))
+            count = min(count, max(0, int(budget / self._cost)))
         return np.linspace(0, self._frames - 1, count + 2)[1:-1].round().astype(int).tolist()
 
     def _note_cost(self, began: float, frames: int) -> None:

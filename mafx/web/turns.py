@@ -130,6 +130,16 @@ class Turns:
             self._changed.notify_all()
         return job
 
+    @property
+    def running(self) -> Job | None:
+        """The job whose turn it is."""
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs wait."""
+        return len(self._waiting)
+
     def cancel(self, person: str) -> int:
         """Cancel all jobs of a person, and return their number."""
         with self._changed:
