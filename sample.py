@@ -21,12 +21,13 @@ from pathlib import Path
 from mafx.commands import (
     Parser,
     add_cache_flag,
+    add_input_flags,
     add_process_flags,
+    add_source_flags,
     claim_card,
     expand_home,
     join_processes,
     parse_count,
-    parse_size,
     run_command,
 )
 from mafx.errors import InputError, memory_advice
@@ -46,18 +47,14 @@ def make_parser() -> Parser:
 
     parser = Parser(NAME, __doc__)
     add = parser.add_argument_group("what goes in and out").add_argument
-    add("--reference", help="Picture of the person (default: a puppet).")
-    add("--motion", help="DensePose video, or a folder of renders (default: a puppet's).")
+    add_input_flags(add)
     add(
         "--out",
         help="What to write, separated by commas: .mp4, .gif or .webp files, or folders of PNGs (no extension). "
         f"Default: {DEFAULT_OUT}, which later runs replace; with --split, the folder RUN/evaluation.",
     )
     add("--overwrite", action="store_true", help="Replace what is at --out.")
-    add("--size", type=parse_size, help="One number or HxW, in pixels (default: as the model was trained).")
     add("--fit", default="crop", choices=FITS, help="How pictures of other proportions are fitted (default crop).")
-    add("--frames", type=parse_count, help="Take at most so many frames of the motion (default: all).")
-    add("--stride", type=parse_count, default=1, help="Take every so many-th frame of the motion (default 1).")
     add("--grid", action="store_true", help="Write reference, motion and result side by side.")
     add("--zoom", type=parse_count, help="Enlarge what is written so many times (default: only small videos).")
     add(
@@ -69,9 +66,7 @@ def make_parser() -> Parser:
     add_video_flags(parser)
 
     add = parser.add_argument_group("the model").add_argument
-    add("--pretrained", metavar="FOLDER", help="Folder of published weights.")
-    add("--workdir", metavar="RUN", help="Work folder of a training run.")
-    add("--checkpoint", default="latest", help="Of --workdir: a step, latest, or best (default latest).")
+    add_source_flags(add)
     add("--dtype", choices=DTYPES, help="What the networks compute in (default by card; float32 on a CPU).")
     add(
         "--memory",

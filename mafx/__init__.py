@@ -17,6 +17,7 @@ Glossary:
 - program: everything that an animation computes, as a value to lower, compile, cost or run.
 - clip: frames of one person with their renders; data sets are made of clips.
 - run: the training of one stage ("appearance" or "temporal"); it keeps everything in its work folder.
+- page: what people see of mafx in a browser; its jobs have turns.
 - stamp: a small JSON file that says what the thing beside it belongs to; compared whenever that is used.
 - fingerprint: digits that change with every bit of weights or data.
 
@@ -42,10 +43,12 @@ Reading order, in which a module imports only from those before it:
     evaluation: networks, features, protocol
     training: config, sharding, optimiser, averages, step, checkpoints, runs, start, watch, loop, fit
     sources, inputs, jobs, densepose.__main__
+    inspect: record, recording, pictures, views, parts, __main__
+    web: turns, folders, links, uploads, service, guard, animate_tab, inspect_tab, page, server, __main__
     pretrained: export, origins, transfers, download
     bundled.release
     ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__
-    benchmarks: memory, measure, speed, published, quality, mutations, fuzz_readers, fuzz
+    benchmarks: memory, measure, speed, published, quality, mutations, fuzz_readers, fuzz, web_load
     experiments: ablations, one_clip, kills
 
 Where to begin: `models.animator` is where the bank and the residuals meet the noisy latents, `models.attention` has the

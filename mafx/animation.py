@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from mafx.errors import InputError
 from mafx.media import resize
 from mafx.model import Model
-from mafx.program import Animation, Callback, plan
+from mafx.program import Animation, Callback, Watcher, plan
 from mafx.settings import Settings
 
 
@@ -22,6 +22,7 @@ def animate(
     memory: float | None = None,
     progress: bool = True,
     callback: Callback | None = None,
+    watcher: Watcher | None = None,
     **settings,
 ) -> Animation:
     """Animate a reference by a motion.
@@ -38,6 +39,8 @@ def animate(
         on the device, for the same video. By default an accelerator says itself how much it has.
       progress: Whether bars are shown.
       callback: Called after every step with its number and the latents, float32 `f h w c`.
+      watcher: Called after every step and every decoded frame, see `program.Progress`. What it raises ends the
+        animation.
       settings: Fields of `Settings`.
 
     Returns: The video, the latents, and where windows meet.
@@ -52,7 +55,7 @@ def animate(
     size = reference.shape[:2]
     program = plan(model, Settings(**settings), size, len(motion), mesh, memory=memory)
     motion = np.stack([resize(frame, size) for frame in motion])
-    return program.run(reference, motion, noise=noise, progress=progress, callback=callback)
+    return program.run(reference, motion, noise=noise, progress=progress, callback=callback, watcher=watcher)
 
 
 def _check_pictures(name: str, x: np.ndarray, axes: int) -> np.ndarray:

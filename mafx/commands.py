@@ -84,6 +84,22 @@ def add_config_flag(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_source_flags(add: Callable[..., object]) -> None:
+    """The flags that say which model to load, see `mafx.sources.find_source`. `add` is `add_argument` of a parser."""
+    add("--pretrained", metavar="FOLDER", help="Folder of published weights.")
+    add("--workdir", metavar="RUN", help="Work folder of a training run.")
+    add("--checkpoint", default="latest", help="Of --workdir: a step, latest, or best (default latest).")
+
+
+def add_input_flags(add: Callable[..., object]) -> None:
+    """The flags that say what to animate, fields of `mafx.inputs.FileRequest`. `add` is `add_argument` of a parser."""
+    add("--reference", help="Picture of the person (default: a puppet).")
+    add("--motion", help="DensePose video, or a folder of renders (default: a puppet's).")
+    add("--size", type=parse_size, help="One number or HxW, in pixels (default: as the model was trained).")
+    add("--frames", type=parse_count, help="Take at most so many frames of the motion (default: all).")
+    add("--stride", type=parse_count, default=1, help="Take every so many-th frame of the motion (default 1).")
+
+
 def add_cache_flag(parser: argparse.ArgumentParser) -> None:
     """The flag that says where compiled programs are kept."""
     parser.add_argument(

@@ -10,7 +10,9 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,13 +28,84 @@ from mafx.evaluation.protocol import compare, data_facts, evaluate, read_metrics
 from mafx.inputs import DEFAULT_FRAMES, FileRequest, read_inputs
 from mafx.media import Size
 from mafx.model import Model, abstract_model
-from mafx.program import plan
+from mafx.program import Program, plan
 from mafx.settings import Settings
 from mafx.sources import Source
 from mafx.stamps import compare_facts
 from mafx.training.checkpoints import find_step
 
 log = logging.getLogger("mafx")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """An animation whose files are read, and that is planned. No weights are loaded yet.
+
+    Attributes:
+      request: What is animated, and where it is written.
+      source: The model.
+      reference: uint8 `H W 3`.
+      motion: uint8 `f H W 3`.
+      fps: Frames per second.
+      program: Its model has no parameters, see `program_of`.
+    """
+
+    request: FileRequest
+    source: Source
+    reference: np.ndarray
+    motion: np.ndarray
+    fps: Fraction
+    program: Program
+
+    @property
+    def zoom(self) -> int:
+        """How many times the video is enlarged when it is written."""
+        return self.request.zoom_at(self.program.size)
+
+    def program_of(self, model: Model) -> Program:
+        """The program, with the parameters of the loaded model."""
+        return dataclasses.replace(self.program, model=model)
+
+    def grid(self, video: np.ndarray) -> np.ndarray:
+        """Reference, motion and result side by side."""
+        return media.side_by_side(self.reference, self.motion, video)
+
+    def write(self, out: Path, video: np.ndarray) -> None:
+        """Write a video `f H W 3`, enlarged."""
+        media.write_video(out, media.enlarge(video, self.zoom), self.fps)
+
+    def facts(self, model: Model, command: str, seconds: float) -> dict[str, Any]:
+        """What is needed to repeat it, for JSON."""
+        request = self.request
+        return {
+            "command": command,
+            "model": {"name": self.source.name} | model.stamp(),
+            "inputs": {"reference": request.reference, "motion": request.motion, "video": request.video},
+            "align": request.align,
+            "outs": [str(out) for out in request.outs],
+            "motion": {"frames": len(self.motion), "stride": request.stride, "fps": float(self.fps)},
+            "size": self.program.size,
+            "fit": request.fit,
+            "zoom": self.zoom,
+            "settings": dataclasses.asdict(self.program.settings),
+            "versions": {"jax": jax.__version__, "numpy": np.__version__},
+            "device": jax.devices()[0].device_kind,
+            "seconds": round(seconds, 1),
+        }
+
+
+def prepare(request: FileRequest, source: Source, settings: Settings, memory: float | None = None) -> Prepared:
+    """Read what is animated, and plan it.
+
+    Raises:
+      InputError: For files that cannot be read, and for settings that do not fit, the `memory` among them.
+    """
+    size = request.size or source.size
+    reference, motion, fps = read_inputs(request, size, settings.seed)
+    # Planned before minutes of loading, so that what does not fit is said at once. A plan needs no parameters.
+    unloaded = Model(source.config, {}, schedule=source.schedule, size=source.size)
+    program = plan(unloaded, settings, size, len(motion), local_mesh(), memory=memory)
+    return Prepared(request=request, source=source, reference=reference, motion=motion, fps=fps, program=program)
 
 
 def animate_files(
@@ -45,41 +118,24 @@ def animate_files(
     """
     made = [path for path in (request.drawn, request.alignment) if path is not None]
     record = check_outputs([*request.outs, *made], request.overwrite)
-    size = request.size or source.size
-    reference, motion, fps = read_inputs(request, size, settings.seed)
-    # Planned before minutes of loading, so that what does not fit is said at once. A plan needs no parameters.
-    unloaded = Model(source.config, {}, schedule=source.schedule, size=source.size)
-    planned = plan(unloaded, settings, size, len(motion), local_mesh(), memory=memory)
+    prepared = prepare(request, source, settings, memory)
     began = time.perf_counter()
     model = source.load(dtype)
     log.info("Loaded %s in %.0f s.", source.name, time.perf_counter() - began)
 
     began = time.perf_counter()
-    video = media.to_uint8(dataclasses.replace(planned, model=model).run(reference, motion).video)
-    seconds = time.perf_counter() - began
-    shown, zoom = media.side_by_side(reference, motion, video) if request.grid else video, request.zoom_at(size)
+    animation = prepared.program_of(model).run(prepared.reference, prepared.motion)
+    video, seconds = media.to_uint8(animation.video), time.perf_counter() - began
+    shown = prepared.grid(video) if request.grid else video
     with rescue(video, [record.parent, Path(), Path(tempfile.gettempdir())]):
         for out in request.outs:
-            media.write_video(out, media.enlarge(shown, zoom), fps)
-        facts = {
-            "command": shlex.join(["python", *sys.argv]),
-            "model": {"name": source.name} | model.stamp(),
-            "inputs": {"reference": request.reference, "motion": request.motion, "video": request.video},
-            "align": request.align,
-            "outs": [str(out) for out in request.outs],
-            "motion": {"frames": len(motion), "stride": request.stride, "fps": float(fps)},
-            "size": size,
-            "fit": request.fit,
-            "zoom": zoom,
-            "settings": dataclasses.asdict(settings),
-            "versions": {"jax": jax.__version__, "numpy": np.__version__},
-            "device": jax.devices()[0].device_kind,
-            "seconds": round(seconds, 1),
-        }
+            prepared.write(out, shown)
+        facts = prepared.facts(model, shlex.join(["python", *sys.argv]), seconds)
         record.write_text(json.dumps(facts, indent=2) + "\n")
-    what = f"{len(video)} frames of {size[0]}x{size[1]}" + (f", enlarged {zoom} times" if zoom > 1 else "")
+    (H, W), zoom = prepared.program.size, prepared.zoom
+    what = f"{len(video)} frames of {H}x{W}" + (f", enlarged {zoom} times" if zoom > 1 else "")
     outs = " and ".join(map(str, request.outs))
-    log.info("Wrote %s: %s, %g per second, in %.0f s. How to repeat it: %s", outs, what, fps, seconds, record)
+    log.info("Wrote %s: %s, %g per second, in %.0f s. How to repeat it: %s", outs, what, prepared.fps, seconds, record)
 
 
 def check_outputs(outs: Sequence[Path], overwrite: bool) -> Path:

@@ -6,6 +6,7 @@ Every limit can be raised, by a flag of a command or by a variable of the enviro
 import argparse
 import dataclasses
 import os
+from collections.abc import Sequence
 
 from mafx.errors import InputError
 
@@ -53,18 +54,18 @@ VIDEO_BYTES = Limit("max_video_bytes", 2**30, "bytes of frames")
 LIMITS = (PIXELS, FRAMES, VIDEO_BYTES, JSON_BYTES)
 
 
-def add_limit_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag for each limit."""
+def add_limit_flags(parser: argparse.ArgumentParser, more: Sequence[Limit] = ()) -> None:
+    """One flag for each limit, and for `more`."""
     group = parser.add_argument_group("how much of a file is read")
-    for limit in LIMITS:
+    for limit in (*LIMITS, *more):
         group.add_argument(
             f"--{limit.name}", type=int, metavar="N", help=f"Largest number of {limit.unit} (default {limit.default})."
         )
 
 
-def set_limits(args: argparse.Namespace) -> None:
+def set_limits(args: argparse.Namespace, more: Sequence[Limit] = ()) -> None:
     """Make the flags of `add_limit_flags` hold, for this process and for those that it starts."""
-    for limit in LIMITS:
+    for limit in (*LIMITS, *more):
         value = getattr(args, limit.name)
         if value is not None:
             os.environ[limit.variable] = str(value)

@@ -108,6 +108,23 @@ def read_image(path: str | Path | BinaryIO) -> np.ndarray:
         return _read_open_image(file, str(path))
 
 
+def picture_size(path: str | Path) -> Size:
+    """Rows and columns of a picture, of which nothing is decoded.
+
+    Raises:
+      InputError: As `read_image`.
+    """
+    path = expand_home(path)
+    check_regular(path, "picture")
+    with (
+        refusals(f"{path} is not a picture that can be read"),
+        path.open("rb") as file,
+        _open_with_pillow(file, str(path)) as image,
+    ):
+        w, h = image.size
+        return h, w
+
+
 def _read_open_image(file: BinaryIO, name: str) -> np.ndarray:
     with refusals(f"{name} is not a picture that can be read"), _open_with_pillow(file, name) as image:
         return _to_rgb(image)

@@ -25,7 +25,7 @@ from mafx.diffusion.samplers import SamplerTable, make_sampler
 from mafx.diffusion.windows import pad_frames, window_borders, window_plan
 from mafx.errors import InputError, is_out_of_memory, memory_advice
 from mafx.flops import count_flops
-from mafx.media import Size
+from mafx.media import Size, to_uint8
 from mafx.model import Model
 from mafx.models.animator import Animator
 from mafx.models.unet import Bank
@@ -46,6 +46,7 @@ from mafx.steps import StepKind, WindowBatches, batch_windows, runs_of_one_kind,
 SMALLER = (3 / 4, 1 / 2, 1 / 4)  # of both sides, tried where a device is too small
 MAX_BANKS = 8
 Callback = Callable[[int, np.ndarray], None]  # (number of a step, latents behind it)
+Decode = Callable[[int], np.ndarray]  # number of a frame to uint8 `H W 3`
 log = logging.getLogger("mafx")
 
 
@@ -83,6 +84,26 @@ class Cost(NamedTuple):
     flops: int
     argument_bytes: int
     temporary_bytes: int
+
+
+class Progress(NamedTuple):
+    """How far an animation is, for whoever watches it.
+
+    Attributes:
+      part: What goes on: "steps" or "decoding".
+      done: How much of it is done.
+      total: Number of steps, or of frames.
+      decode: Decodes a frame of the clean video that the steps expect so far. None while frames are decoded anyway,
+        and where networks take turns on the device. It may be called before the watcher returns.
+    """
+
+    part: str
+    done: int
+    total: int
+    decode: Decode | None = None
+
+
+Watcher = Callable[[Progress], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +223,7 @@ class Program:
 
     def lower(self) -> dict[str, jax.stages.Lowered]:
         """Every part, by name, lowered for this machine."""
-        with self._precision():
+        with self.precision():
             return {part.name: part.function.lower(*part.arguments) for part in self.parts()}
 
     def compile(self) -> dict[str, jax.stages.Compiled]:
@@ -215,7 +236,7 @@ class Program:
     def costs(self) -> list[Cost]:
         """What every part takes: compiles it, and runs nothing."""
         costs = []
-        with self._precision():
+        with self.precision():
             for part in self.parts():
                 traced = part.function.trace(*part.arguments)
                 memory: Any = traced.lower().compile().memory_analysis()
@@ -230,7 +251,7 @@ class Program:
           compiled: Every part, by name, compiled for that device; by default compiled for this machine.
         """
         compiled = compiled or self.compile()
-        with self._precision():
+        with self.precision():
             parts = self.parts()
             results = {part.name: bytes_of(part.function.eval_shape(*part.arguments)) for part in parts}
         latents = self.capacity * math.prod(self.latent_shape) * 4
@@ -308,6 +329,7 @@ class Program:
         noise: np.ndarray | None = None,
         progress: bool = True,
         callback: Callback | None = None,
+        watcher: Watcher | None = None,
     ) -> Animation:
         """Animate.
 
@@ -317,6 +339,7 @@ class Program:
           noise: float32 `window h w c` to start from, instead of the seed's.
           progress: Whether bars are shown.
           callback: Called after every step with its number and the latents, float32 `f h w c`.
+          watcher: Called after every step and every decoded frame. What it raises ends the animation.
 
         Raises:
           InputError: For arrays of other shapes, or a device that is too small.
@@ -326,9 +349,9 @@ class Program:
             expected = f"{[*self.size, 3]} and {[self.frames, *self.size, 3]}"
             found = f"{list(reference.shape)} and {list(motion.shape)}"
             raise InputError(f"expected a reference and a motion of the shapes {expected}, found {found}")
-        x = self._starting_noise(noise)
-        with self._precision(), announce_compilation(progress), memory_advice(self.what_fits):
-            video, latents = self._animate(self.fit(), x, reference, motion, progress, callback)
+        x = self.starting_noise(noise)
+        with self.precision(), announce_compilation(progress), memory_advice(self.what_fits):
+            video, latents = self._animate(self.fit(), x, reference, motion, progress, callback, watcher)
         if not np.isfinite(video).all():
             raise FloatingPointError(f"the video is not finite in {self.model.dtype}; take another dtype or checkpoint")
         borders = window_borders(self.windows)[: self.frames - 1]
@@ -342,15 +365,16 @@ class Program:
         motion: np.ndarray,
         progress: bool,
         callback: Callback | None,
+        watcher: Watcher | None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """From noise `f h w c` to the video `f H W 3` and its latents `f h w c`."""
         networks = self.model.on_device(self.sharding)
         if fit.limited:
             log.info("%s", fit)
         before = networks.moved
-        inputs, reference_latents = self._encode(fit, reference, motion)
-        x = jax.block_until_ready(self._sample(fit, x, reference_latents, inputs, progress, callback))
-        video = self._decode(fit, x, progress)
+        inputs, reference_latents = self.encode(fit, reference, motion)
+        x = self._sample(fit, x, reference_latents, inputs, progress, callback, watcher)
+        video = self._decode(fit, jax.block_until_ready(x), progress, watcher)
         moved = networks.moved.bytes - before.bytes
         if fit.limited and moved:
             seconds = networks.moved.seconds - before.seconds
@@ -362,7 +386,7 @@ class Program:
         """Frames that are decoded together: one per device."""
         return 1 if self.mesh is None else self.mesh.size
 
-    def _precision(self):
+    def precision(self):
         """float32 means float32, also where the hardware would rather round the factors of a matrix product."""
         return jax.default_matmul_precision("highest" if self.model.dtype == jnp.float32 else "default")
 
@@ -371,7 +395,7 @@ class Program:
         guidance_scale, control_scale = np.float32(s.guidance_scale), np.float32(s.control_scale)
         return Inputs(motion, text, negative, guidance_scale, control_scale, jax.random.key(s.seed))
 
-    def _starting_noise(self, noise: np.ndarray | None) -> jax.Array:
+    def starting_noise(self, noise: np.ndarray | None = None) -> jax.Array:
         """Latents `f h w c` of the capacity: the noise, repeated along the frames."""
         s = self.settings
         shape = (s.window if s.shared_noise else self.padded, *self.latent_shape)
@@ -384,7 +408,7 @@ class Program:
     def _on_device(self, tree: Any) -> Any:
         return jax.device_put(tree, self.sharding)
 
-    def _fetch(self, fit: Fit, phase: str) -> dict:
+    def fetch(self, fit: Fit, phase: str) -> dict:
         """The parameters of the networks that a phase uses, on the device."""
         phases = list(PHASES)
         later = phases.index(phase) + 1
@@ -392,21 +416,21 @@ class Program:
         networks, room = self.model.on_device(self.sharding), fit.room.get(phase, math.inf)
         return networks.fetch(self.model.params, PHASES[phase], room, following)
 
-    def _encode(self, fit: Fit, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
+    def encode(self, fit: Fit, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
         """What is the same at every step, and the reference's latents `1 h w c`."""
         text, negative = self._encode_texts(fit)
         dtype, networks = self.model.dtype, self.networks
         image = self._on_device(jnp.asarray(reference[None] / 127.5 - 1, dtype))
-        latents = sampling.encode_image(networks, self._fetch(fit, "reference"), image)
+        latents = sampling.encode_image(networks, self.fetch(fit, "reference"), image)
         motion = np.concatenate([motion, np.repeat(motion[-1:], self.capacity - self.frames, axis=0)])
-        params, motion = self._fetch(fit, "motion"), self._on_device(motion)
+        params, motion = self.fetch(fit, "motion"), self._on_device(motion)
         embedded = sampling.embed_motion(networks, dtype, self.settings.window, params, motion)
         return jax.block_until_ready((self._on_device(self._inputs(embedded, text, negative)), latents))
 
     def _encode_texts(self, fit: Fit) -> tuple[jax.Array, jax.Array | None]:
         """The states of the text, and of the negative one where that is another."""
         s, tokenizer = self.settings, self.model.tokenizer
-        encode = functools.partial(sampling.encode_text, self.networks, self._fetch(fit, "text"))
+        encode = functools.partial(sampling.encode_text, self.networks, self.fetch(fit, "text"))
         text = encode(tokenizer(s.prompt)[None])
         negative = None if s.negative_prompt == s.prompt else encode(tokenizer(s.negative_prompt)[None])
         return jax.block_until_ready((text, negative))
@@ -420,7 +444,7 @@ class Program:
         """
         pieces = list(self.table.parts(MAX_BANKS))
         written: Iterable[Bank] = (
-            sampling.write_banks(self.networks, self._fetch(fit, "banks"), reference, rows["time"], text)
+            sampling.write_banks(self.networks, self.fetch(fit, "banks"), reference, rows["time"], text)
             for rows, _ in pieces
         )
         if not fit.together:
@@ -436,16 +460,17 @@ class Program:
         inputs: Inputs,
         progress: bool,
         callback: Callback | None,
+        watcher: Watcher | None,
     ) -> jax.Array:
         """Noise `f h w c` to latents.
 
-        One call runs all steps of a kind. With a bar or a callback, it runs a single step.
+        One call runs all steps of a kind. With a bar, a callback or a watcher, it runs a single step.
         """
-        singly = progress or callback is not None
+        singly = progress or callback is not None or watcher is not None
         state, pending = SamplerState(x, jnp.zeros_like(x)), []
         bar = StepBar(self.settings.steps, enabled=progress)
         for rows, start, banks in self._banks(fit, reference_latents, inputs.text):
-            params = self._fetch(fit, "steps")
+            params = self.fetch(fit, "steps")
             for kind, first, last in runs_of_one_kind(self.kinds, start, start + len(rows["time"]), singly):
                 if not kind.shallow:
                     state = state._replace(deep=None)
@@ -453,6 +478,10 @@ class Program:
                 state, done = sampling.run_steps(kind, params, state, inputs, self.batches, rows, banks, *span)
                 if callback is not None:
                     callback(first, np.asarray(state.x[: self.frames]))
+                if watcher is not None:
+                    done.block_until_ready()
+                    decode = functools.partial(self._preview, fit, state.clean) if fit.together else None
+                    watcher(Progress("steps", first + 1, self.settings.steps, decode))
                 pending.append(done)
                 if progress and len(pending) > 1:  # waits for the step before: the device always has the next one
                     pending.pop(0).block_until_ready()
@@ -463,15 +492,22 @@ class Program:
         bar.close()
         return state.x
 
-    def _decode(self, fit: Fit, x: jax.Array, progress: bool) -> np.ndarray:
+    def _preview(self, fit: Fit, clean: jax.Array, frame: int) -> np.ndarray:
+        """A frame of clean latents `f h w c`, uint8 `H W 3`. It takes the compiled program of `_decode`."""
+        frames, params = np.full(self._frames_at_once, frame, np.int32), self.fetch(fit, "decoding")
+        return to_uint8(sampling.decode(self.networks, self.mesh, self.model.dtype, params, clean, frames)[0])
+
+    def _decode(self, fit: Fit, x: jax.Array, progress: bool, watcher: Watcher | None) -> np.ndarray:
         """Latents `f h w c` to float32 `f H W 3` in [0, 1]. The device decodes the next while some are fetched."""
-        at_once, params = self._frames_at_once, self._fetch(fit, "decoding")
+        at_once, params = self._frames_at_once, self.fetch(fit, "decoding")
         chunks, waiting, video = range(0, self.frames, at_once), [], []
         for i in tqdm(chunks, disable=not progress, desc="decoding", unit="frame", unit_scale=at_once):
             frames = np.minimum(i + np.arange(at_once, dtype=np.int32), self.frames - 1)
             waiting.append(sampling.decode(self.networks, self.mesh, self.model.dtype, params, x, frames))
             if len(waiting) > 1:
                 video.append(np.asarray(waiting.pop(0)))
+                if watcher is not None:
+                    watcher(Progress("decoding", min(len(video) * at_once, self.frames), self.frames))
         video += map(np.asarray, waiting)
         return np.concatenate(video)[: self.frames]
 

@@ -172,7 +172,7 @@ def _room_for_deep(
 
     def predict_deep():
         bank = jax.tree.map(lambda tokens: tokens[0], banks)
-        _, deep = _predict(kind, params, state.x, None, inputs, batches.indices[0], 0, bank)
+        _, deep = predict(kind, params, state.x, None, inputs, batches.indices[0], 0, bank)
         return deep
 
     shapes = jax.eval_shape(predict_deep)
@@ -194,7 +194,7 @@ def _predict_windows(
         output, deep = carry
         earlier = jax.tree.map(lambda x: x[i], deep) if kind.shallow else None
         indices = batches.indices[i]
-        predicted, new_deep = _predict(kind, params, state.x, earlier, inputs, indices, time, bank)
+        predicted, new_deep = predict(kind, params, state.x, earlier, inputs, indices, time, bank)
         if kind.keep_deep and not kind.shallow:
             deep = jax.tree.map(lambda x, new: x.at[i].set(new), deep, new_deep)
         weights = batches.weights[i][..., None, None, None]
@@ -206,7 +206,7 @@ def _predict_windows(
     return jax.lax.fori_loop(0, batches.number, add_batch, nothing)
 
 
-def _predict(
+def predict(
     kind: StepKind,
     params: dict,
     x: jax.Array,

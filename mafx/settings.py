@@ -151,6 +151,21 @@ def setting_flags(args: argparse.Namespace) -> dict[str, Any]:
     return {field.name: getattr(args, field.name) for field in dataclasses.fields(Settings) if field.name in args}
 
 
+def setting_arguments(settings: Settings, defaults: Settings) -> list[str]:
+    """The flags by which settings differ from others."""
+    arguments = []
+    for field in dataclasses.fields(Settings):
+        value, flag = getattr(settings, field.name), field.metadata["flag"] or field.name
+        if value == getattr(defaults, field.name):
+            continue
+        if isinstance(value, bool):
+            arguments.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            arguments += [f"--{flag}", text]
+    return arguments
+
+
 def _parse_interval(text: str) -> tuple[int, int]:
     words = text.split(",")
     if len(words) != 2 or not all(word.strip().isdigit() for word in words):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from mafx.models.animator import AnimatorConfig
 from mafx.models.kernels import fast_dtype
 from mafx.pretrained.configs import read_configs
 from mafx.pretrained.layout import load_pretrained
-from mafx.training.runs import load_run, model_sizes, read_config
+from mafx.training.runs import CONFIG_FILE, load_run, model_sizes, read_config
+
+BUNDLED = "bundled"  # the name of the bundled model among several
+log = logging.getLogger("mafx")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +38,7 @@ class Source:
       settings: Settings that should differ from the defaults of `mafx.Settings`.
       data: What the model was trained on, `config.data` of its training; None where that is not known.
       load: Loads the model in a dtype.
+      flags: Flags of sample.py by which it is found.
     """
 
     name: str
@@ -43,6 +48,7 @@ class Source:
     settings: dict[str, Any]
     data: ml_collections.ConfigDict | None
     load: Callable[[str], Model]
+    flags: tuple[str, ...] = ()
 
 
 def find_source(pretrained: str | None, workdir: str | None, checkpoint: str = "latest") -> Source:
@@ -60,6 +66,31 @@ def find_source(pretrained: str | None, workdir: str | None, checkpoint: str = "
     return _trained_source("the bundled model, which knows puppets only", bundled_config(), load_bundled, steps=1)
 
 
+def find_sources(folder: str | None) -> dict[str, Source]:
+    """The bundled model, and those of the sub-folders of a folder, by their names.
+
+    A sub-folder is the work folder of a run, or has published weights. What is neither is left out, and said.
+
+    Raises:
+      InputError: There is no such folder, or no model in it.
+    """
+    found = {BUNDLED: find_source(None, None)}
+    if folder is None:
+        return found
+    path = expand_home(folder)
+    if not path.is_dir():
+        raise InputError(f"expected a folder of models, found nothing at {path}")
+    for inner in sorted(inner for inner in path.iterdir() if inner.is_dir() and not inner.name.startswith(".")):
+        is_run = (inner / CONFIG_FILE).exists()
+        try:
+            found[inner.name] = _run_source(inner, "latest") if is_run else _pretrained_source(inner)
+        except InputError as error:
+            log.warning("%s is left out: %s", inner, error)
+    if len(found) == 1:
+        raise InputError(f"expected runs or published weights in the sub-folders of {path}, found none")
+    return found
+
+
 def _pretrained_source(folder: Path) -> Source:
     published = read_configs(folder)
     return Source(
@@ -70,12 +101,14 @@ def _pretrained_source(folder: Path) -> Source:
         settings={},
         data=None,
         load=functools.partial(load_pretrained, folder),
+        flags=("--pretrained", str(folder)),
     )
 
 
 def _run_source(workdir: Path, checkpoint: str) -> Source:
     load = functools.partial(load_run, workdir, checkpoint=checkpoint)
-    return _trained_source(f"{workdir} ({checkpoint} checkpoint)", read_config(workdir), load)
+    source = _trained_source(f"{workdir} ({checkpoint} checkpoint)", read_config(workdir), load)
+    return dataclasses.replace(source, flags=("--workdir", str(workdir), "--checkpoint", checkpoint))
 
 
 def _trained_source(

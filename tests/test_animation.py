@@ -196,3 +196,32 @@ def test_bad_arguments(micro, clip, change, message):
     } | change
     with pytest.raises(InputError, match=message):
         mafx.animate(micro, **arguments)
+
+
+def test_a_watcher_sees_every_step_and_frame_and_changes_no_bit(micro, clip):
+    seen, previews = [], []
+
+    def watch(progress):
+        seen.append((progress.part, progress.done, progress.total))
+        if progress.decode:
+            previews.append(progress.decode(2))
+
+    watched, alone = run(micro, clip, watcher=watch), run(micro, clip, callback=lambda i, latents: None)
+    np.testing.assert_array_equal(watched.video, alone.video)
+    assert seen == [("steps", 1, 2), ("steps", 2, 2), *(("decoding", i, 6) for i in range(1, 6))]
+    difference = np.abs(previews[-1] / 255 - watched.video[2]).max()  # the last step ends at the clean video
+    assert difference < 1 / 255
+
+
+@pytest.mark.parametrize("last", [("steps", 1), ("decoding", 2)])
+def test_what_a_watcher_raises_ends_the_animation(micro, clip, last):
+    seen = []
+
+    def stop(progress):
+        seen.append((progress.part, progress.done))
+        if seen[-1] == last:
+            raise KeyError("enough")
+
+    with pytest.raises(KeyError, match="enough"):
+        run(micro, clip, watcher=stop)
+    assert seen[-1] == last

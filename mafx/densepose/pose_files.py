@@ -133,6 +133,12 @@ def _check_network(content: bytes, name: str) -> bytes:
 # -- Fetched
 
 
+def kept_networks(cache: str | Path = DEFAULT_CACHE) -> Path | None:
+    """The folder of the networks that were fetched before, None where they are not all there. Nothing is fetched."""
+    folder = expand_home(cache or DEFAULT_CACHE) / FOLDER
+    return folder if all(_read_kept(folder / member.name, member) for member in MEMBERS) else None
+
+
 def fetch_pose_files(cache: str | Path = DEFAULT_CACHE) -> PoseFiles:
     """Read the networks from the cache, and fetch those that are not there, or damaged, through pip.
 
