@@ -9,7 +9,9 @@ import pytest
 from web_files import write_files
 
 import sample
-from mafx import media
+from mafx import inputs, media
+from mafx.densepose.finders import FinderOptions
+from mafx.densepose.people import Person
 from mafx.errors import InputError
 from mafx.program import Progress
 from mafx.sources import find_sources
@@ -113,6 +115,29 @@ def test_people_are_not_looked_for_where_nothing_can_find_them(service):
     job = service.animate("anna", Choices(), None, uploaded(service, "noise.mp4"))
     with pytest.raises(InputError, match="--fetch_networks"):
         job.wait(LONG)
+
+
+def test_poses_of_people_are_drawn_frame_by_frame_and_that_can_be_cancelled(service, monkeypatch):
+    class Finder:
+        """Sees a person of one part in the middle of each frame."""
+
+        warm_up = 0
+
+        def find(self, frames):
+            for _ in frames:
+                yield [Person((8, 8, 16, 32), np.full((32, 16), 2, np.uint8), 0.9)]
+
+    monkeypatch.setattr(inputs, "make_finder", lambda *_: (Finder(), {"finder": "a test"}))
+    monkeypatch.setattr(service, "finder", FinderOptions())
+    video = uploaded(service, "noise.mp4")
+    result, seen = watched(monkeypatch, lambda: service.animate("anna", Choices(frames=4), None, video))
+    assert [(u.done, u.total) for u in seen if u.part == "poses"] == [(i, 4) for i in range(1, 5)]
+    assert media.read_video(result.poses)[0].shape == (4, 48, 32, 3)
+    assert f"--video {video.name}" in json.loads(result.record.read_text())["command"]
+
+    monkeypatch.setattr(Job, "is_cancelled", property(lambda job: job.update.part == "poses" and job.update.done == 2))
+    with pytest.raises(CancelledError):
+        service.animate("anna", Choices(frames=4), None, video).wait(LONG)
 
 
 def test_labels_in_other_colours_are_redrawn(service):

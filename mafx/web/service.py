@@ -171,7 +171,7 @@ class Service:
         settings = choices.settings(source.settings)
         out = self.folder.new(person)
         job.report(Update(part="reading"))
-        request = self._request(choices, reference, driving, out)
+        request = self._request(choices, reference, driving, out, job)
         prepared = prepare(request, source, settings, self._memory)
         job.report(Update(part="loading"))
         model = self.model(choices.model)
@@ -184,10 +184,14 @@ class Service:
         seconds = time.perf_counter() - began
         return _write(prepared, model, media.to_uint8(animation.video), out, seconds)
 
-    def _request(self, choices: Choices, reference: Path | None, driving: Path | None, out: Path) -> FileRequest:
+    def _request(
+        self, choices: Choices, reference: Path | None, driving: Path | None, out: Path, job: Job
+    ) -> FileRequest:
         files: dict[str, Any] = {}
+        total = choices.frames
         if driving is not None:
             checked = check_driving(driving)
+            total = min(total, checked.frames or total)
             if checked.kind == "labels":
                 drawn, how = out / "motion.mkv", MotionOptions(frames=choices.frames)
                 draw_motion(checked.path, drawn, how, functools.partial(make_finder, FinderOptions()))
@@ -205,6 +209,7 @@ class Service:
             zoom=zoom_for(size),
             frames=choices.frames,
             finder=self.finder or FinderOptions(),
+            watcher=lambda done: job.report(Update(part="poses", done=min(done, total), total=total)),
         )
 
     def warm_up(self) -> Job:
@@ -264,10 +269,11 @@ class Watch:
 
     def _note_cost(self, began: float, frames: int) -> None:
         seconds = time.perf_counter() - began
-        if self._cost is None:  # the first one may compile: it tells nothing of the next ones, nor of the steps
-            self._cost, self._began = 0.0, self._began + seconds
+        if self._cost is None:  # the first one may compile, which is not the steps' time, nor the next ones'
+            self._began += seconds
         else:
-            self._cost, self._previewing = seconds / frames, self._previewing + seconds
+            self._previewing += seconds
+        self._cost = seconds / frames
 
 
 def _write(prepared: Prepared, model: Model, video: np.ndarray, out: Path, seconds: float) -> Result:
