@@ -26,7 +26,7 @@ from mafx.inputs import SMALL_SIDE, FileRequest
 from mafx.jobs import Prepared, prepare
 from mafx.media import Size
 from mafx.model import Model
-from mafx.program import Progress
+from mafx.program import Decode, Progress
 from mafx.settings import Settings, setting_arguments
 from mafx.sources import Source
 from mafx.stamps import write_whole
@@ -245,9 +245,8 @@ class Watch:
         if done := progress.done - self._first:
             left = (now - self._began) / done * (progress.total - progress.done)
         self._job.report(self._update(progress, left))
-        if progress.decode and (frames := self._affordable(now)):
-            self._preview = media.enlarge(np.concatenate([progress.decode(i) for i in frames], axis=1), self._zoom)
-            self._note_cost(now, len(frames))
+        if progress.decode and (pictures := self._decode(progress.decode, now)):
+            self._preview = media.enlarge(np.concatenate(pictures, axis=1), self._zoom)
             self._job.report(self._update(progress, left))
 
     def _update(self, progress: Progress, left: float | None) -> Update:
@@ -259,21 +258,29 @@ class Watch:
             preview=self._preview,
         )
 
-    def _affordable(self, now: float) -> list[int]:
-        """The frames that a preview may show by now, evenly spaced."""
+    def _decode(self, decode: Decode, now: float) -> list[np.ndarray]:
+        """Some frames, evenly spaced: two of them at least, or none, and no more than there is time for."""
         count = min(PREVIEWED, self._frames)
-        if self._cost:
-            budget = PREVIEW_SHARE * (now - self._began) - self._previewing
-            count = min(count, max(0, int(budget / self._cost)))
-        return np.linspace(0, self._frames - 1, count + 2)[1:-1].round().astype(int).tolist()
+        pictures: list[np.ndarray] = []
+        for frame in np.linspace(0, self._frames - 1, count + 2)[1:-1].round().astype(int).tolist():
+            if not self._has_time(now, min(2, count) - len(pictures)):
+                break
+            began = time.perf_counter()
+            pictures.append(decode(frame))
+            self._note_cost(time.perf_counter() - began)
+        return pictures
 
-    def _note_cost(self, began: float, frames: int) -> None:
-        seconds = time.perf_counter() - began
-        if self._cost is None:  # the first one may compile, which is not the steps' time, nor the next ones'
-            self._began += seconds
+    def _has_time(self, now: float, frames: int) -> bool:
+        """Whether so many frames may be decoded by now, or one. What it costs is not known before two were."""
+        if not self._cost:
+            return True
+        return self._previewing + max(1, frames) * self._cost <= PREVIEW_SHARE * (now - self._began)
+
+    def _note_cost(self, seconds: float) -> None:
+        if self._cost is None:  # the first one may compile: that is not the steps' time, nor the next ones'
+            self._cost, self._began = 0.0, self._began + seconds
         else:
-            self._previewing += seconds
-        self._cost = seconds / frames
+            self._cost, self._previewing = seconds, self._previewing + seconds
 
 
 def _write(prepared: Prepared, model: Model, video: np.ndarray, out: Path, seconds: float) -> Result:
