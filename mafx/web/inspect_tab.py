@@ -106,7 +106,7 @@ def make_session(service: Service, choices: Choices, reference: Path | None, dri
     source, out = service.source(choices.model), service.folder.new(job.person)
     settings = choices.settings(source.settings)
     size = choices.size_or(source.size)
-    request = service.request(choices, reference, driving, out)
+    request = service.request(choices, reference, driving, out, job)
     job.report(Update(part="reading"))
     reference_picture, motion, _ = read_inputs(request, size, settings.seed)
     job.report(Update(part="loading"))
