@@ -10,6 +10,7 @@ from mafx.commands import DEFAULT_CACHE, expand_home
 from mafx.densepose.bodies import BodyFinder
 from mafx.densepose.kept import Finder
 from mafx.densepose.pose_files import PoseFiles, fetch_pose_files, kept_networks, read_pose_files
+from mafx.errors import InputError
 from mafx.files import check_regular
 from mafx.stamps import Facts
 

@@ -88,6 +88,7 @@ class Hall:
                 raise InputError(f"expected at most {self._most} people at mirrors, found as many; try again later")
             name = secrets.token_urlsafe(16)
             self._places[name] = Place(person, show)
+            self._changed.notify_all()
         return name
 
     def offer(self, name: str, frame: Any) -> Future:
@@ -130,6 +131,7 @@ class Hall:
         self._thread.join()
 
     def _place(self, name: str) -> Place:
+        self._forget(self._has_left)
         if name not in self._places:
             raise EndedError("the mirror has ended")
         return self._places[name]
