@@ -217,6 +217,21 @@ def test_the_puppet_does_what_the_camera_sees(page, tmp_path):
         assert seen.problems == [] and seen.hosts == {page.split("/")[2]}
 
 
+def test_another_puppet_may_be_chosen_while_the_camera_is_on(page, tmp_path):
+    camera = write_camera(tmp_path / "camera.mjpeg", walking_puppet()[:1])
+    with browser_with_camera(camera) as (browser, seen):
+        start(browser, page)
+        shown = []
+        for seed in (0, 3):
+            part(browser, "seed").fill(str(seed))
+            part(browser, "seed").dispatch_event("change")
+            part(browser, "status").filter(has_text="Opening").wait_for()
+            part(browser, "status").filter(has_text="Move!").wait_for(timeout=1000 * SECONDS)
+            shown.append(read_picture(part(browser, "shown").get_attribute("src")))
+        assert np.abs(shown[0].astype(int) - shown[1]).mean() > 20
+        assert sum("mirror/open" in request for request in seen.requests) >= 2 and seen.problems == []
+
+
 def test_a_filmed_person_is_seen(page, tmp_path):
     if not CLIP.is_dir():
         pytest.skip("the filmed clip (../shared/data/clips/teaser) is not here")

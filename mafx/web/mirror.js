@@ -3,7 +3,7 @@
 const LONGEST = 480; // pixels of a frame's longer side: the networks look at 256
 const LONGEST_PICTURE = 1024; // of a picture that is sent
 const FRAME_QUALITY = 0.85, PICTURE_QUALITY = 0.9; // of JPEG
-const AVERAGED = 30; // frames that the numbers are about
+const AVERAGED = 60; // frames that the numbers are about
 
 const part = Object.fromEntries([...element.querySelectorAll("[data-part]")].map((x) => [x.dataset.part, x]));
 const canvas = document.createElement("canvas");
@@ -11,8 +11,12 @@ let run = null; // of the camera that is on
 
 for (const name of props.models) part.model.append(new Option(name, name));
 part.toggle.addEventListener("click", () => (run ? stop() : start()));
+for (const input of [part.model, part.seed, part.picture]) {
+  input.addEventListener("change", () => run && (run.isOpen = false));
+}
 
 function say(text, isProblem = false) {
+  if (part.status.textContent === text) return; // said already: screen readers would say it again
   part.status.textContent = text;
   part.status.className = isProblem ? "mafx-problem" : "mafx-note";
 }
@@ -20,7 +24,7 @@ function say(text, isProblem = false) {
 // -- On and off
 
 async function start() {
-  const mine = (run = { stream: null, mirror: null });
+  const mine = (run = { stream: null, mirror: null, isOpen: false });
   part.toggle.textContent = "Stop the camera";
   try {
     mine.stream = await openCamera();
@@ -30,15 +34,9 @@ async function start() {
     if (run !== mine) return release(mine);
     part.camera.srcObject = mine.stream;
     await part.camera.play();
-    say("Opening the mirror. The first time takes a while, since the model is compiled.");
-    const opened = await ask("open", await wanted());
-    mine.mirror = opened.mirror;
-    if (run !== mine) return release(mine);
-    await show(opened.picture);
     await follow(mine);
   } catch (error) {
-    if (run === mine) stop(sentence(error), true);
-    else release(mine);
+    run === mine ? stop(sentence(error), true) : release(mine);
   }
 }
 
@@ -61,6 +59,16 @@ async function openCamera() {
   return navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 640 }, facingMode: "user" }, audio: false });
 }
 
+// Opens the mirror that is chosen, in place of the one before.
+async function open(mine) {
+  say("Opening the mirror. The first time takes a while, since the model is compiled.");
+  mine.isOpen = true;
+  const opened = await ask("open", await wanted());
+  mine.mirror = opened.mirror;
+  if (run !== mine) return release(mine);
+  await show(opened.picture);
+}
+
 async function wanted() {
   const picture = part.picture.files.length ? await sendable(part.picture.files[0]) : "";
   return { model: part.model.value, seed: Number(part.seed.value), picture };
@@ -80,9 +88,14 @@ async function follow(mine) {
   const seen = [];
   let last = 0;
   while (run === mine) {
+    if (!mine.isOpen) {
+      await open(mine);
+      [seen.length, last] = [0, 0];
+      continue;
+    }
     const frame = await newFrame(part.camera);
     if (run !== mine) return;
-    const skipped = last && frame.number - last - 1;
+    const skipped = last ? Math.max(0, frame.number - last - 1) : 0;
     last = frame.number;
     const answer = await ask("show", { mirror: mine.mirror, picture: capture(part.camera) });
     if (run !== mine) return;
@@ -127,15 +140,16 @@ async function show(picture) {
 }
 
 function summary(seen, { milliseconds }) {
-  const middle = (values) => values.sort((a, b) => a - b)[Math.floor(values.length / 2)];
+  const latencies = seen.map((frame) => frame.latency).sort((a, b) => a - b);
+  const [middle, late] = [0.5, 0.95].map((share) => Math.round(latencies[Math.floor(share * (seen.length - 1))]));
   const span = seen.at(-1).now - seen[0].now;
   const fps = span > 0 ? (1000 * (seen.length - 1)) / span : 0;
-  const skipped = seen.reduce((sum, frame) => sum + Math.max(0, frame.skipped), 0);
-  const latency = middle(seen.map((frame) => frame.latency));
+  const skipped = seen.reduce((sum, frame) => sum + frame.skipped, 0);
   const parts = Object.entries(milliseconds).map(([name, x]) => `${name} ${Math.round(x)}`);
   return (
-    `${fps.toFixed(1)} frames a second, ${Math.round(latency)} ms from camera to picture (${parts.join(", ")}), ` +
-    `${skipped} camera frames dropped between the last ${seen.length}`
+    `${fps.toFixed(1)} frames a second, ${middle} ms from camera to picture (${late} ms of one in twenty; ` +
+    `now ${parts.join(", ")}), ` +
+    `${skipped} camera frames left out for the last ${seen.length}`
   );
 }
 

@@ -56,13 +56,17 @@ CONTROLS = """
 CSS = """
 .controls { display: flex; flex-wrap: wrap; gap: 12px; align-items: end; margin-bottom: 8px; }
 .controls label { display: flex; flex-direction: column; font-size: var(--text-sm); }
-.controls input, .controls select { padding: 6px; border: 1px solid var(--border-color-primary); border-radius: 6px;
+.controls input, .controls select, .controls button { box-sizing: border-box; height: 42px; padding: 6px 10px;
+  border: 1px solid var(--border-color-primary); border-radius: 6px; font-size: var(--text-md);
   background: var(--input-background-fill); color: var(--body-text-color); }
-.controls button { padding: 8px 16px; border-radius: 6px; background: var(--button-primary-background-fill);
+.controls button { padding: 6px 16px; background: var(--button-primary-background-fill);
   color: var(--button-primary-text-color); cursor: pointer; }
-.views { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 12px; margin: 8px 0; }
-.views video { width: 100%; transform: scaleX(-1); border-radius: 6px; background: #8883; aspect-ratio: 4 / 3; }
-.views img { width: 100%; max-height: 512px; object-fit: contain; image-rendering: pixelated; border-radius: 6px; }
+.views { display: flex; flex-wrap: wrap; gap: 12px; margin: 8px 0; }
+.views > * { flex: 1 1 260px; min-width: 0; height: 420px; object-fit: contain; border-radius: 6px;
+  background: var(--background-fill-secondary); }
+.views video { transform: scaleX(-1); }
+.views img { image-rendering: pixelated; }
+.views [hidden] { display: none; }
 """
 
 
