@@ -1,7 +1,7 @@
 // The browser's side of the mirror. It runs in the page with `element` and `props`, see mirror_tab.py.
 
 const LONGEST = 480; // pixels of a frame's longer side: the networks look at 256
-const LONGEST_PICTURE = 1024; // of a picture that is sent
+const LONGEST_PICTURE = 768; // of a picture that is sent, which a request must hold
 const FRAME_QUALITY = 0.85, PICTURE_QUALITY = 0.9; // of JPEG
 const AVERAGED = 60; // frames that the numbers are about
 
