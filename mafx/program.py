@@ -369,8 +369,7 @@ class Program:
         x = self._starting_noise(noise)
         with self._precision(), announce_compilation(progress), memory_advice(self.what_fits):
             video, latents = self._animate(self.fit(), x, reference, motion, progress, callback, watcher)
-        if not np.isfinite(video).all():
-            raise FloatingPointError(f"the video is not finite in {self.model.dtype}; take another dtype or checkpoint")
+        self._check_finite(video)
         borders = window_borders(self.windows)[: self.frames - 1]
         return Animation(video, latents, borders)
 
@@ -400,14 +399,20 @@ class Program:
         Returns: float32 `f H W 3` in [0, 1].
 
         Raises:
-          InputError: As `run`.
+          InputError: As `run`, and FloatingPointError likewise.
         """
         self._check_shape("motion", motion, (self.frames, *self.size, 3))
         fit, text, negative, banks, noise = appearance
         with self._precision(), memory_advice(self.what_fits):
             inputs = self._on_device(self._inputs(self._embed(fit, motion), text, negative))
             x = jnp.copy(noise)  # the steps give its memory away
-            return self._decode(fit, self._sample(fit, x, banks, inputs, False, None, None), False, None)
+            video = self._decode(fit, self._sample(fit, x, banks, inputs, False, None, None), False, None)
+        self._check_finite(video)
+        return video
+
+    def _check_finite(self, video: np.ndarray) -> None:
+        if not np.isfinite(video).all():
+            raise FloatingPointError(f"the video is not finite in {self.model.dtype}; take another dtype or checkpoint")
 
     def _check_shape(self, name: str, picture: np.ndarray, shape: tuple[int, ...]) -> None:
         if picture.shape != shape:
