@@ -22,6 +22,7 @@ from mafx import media
 from mafx.data.puppets import STANDING, Identity, draw_puppet
 from mafx.densepose.finders import FinderOptions
 from mafx.web import mirror_tab
+from mafx.web.guard import COOKIE
 from mafx.web.mirror import Seconds, Shown
 from mafx.web.mirror_tab import read_picture, write_picture
 
@@ -79,7 +80,7 @@ def http(monkeypatch, finder, tmp_path):
     service = Service(find_sources(None), TemporaryFolder(tmp_path), finder=finder)
     with gr.Blocks():
         routes = mirror_tab.add_tab(service)
-    yield TestClient(Starlette(routes=routes), cookies={"mafx_person": "ann"})
+    yield TestClient(Starlette(routes=routes), cookies={COOKIE: "ann"})
     service.close()
 
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 
 
@@ -32,7 +32,7 @@ def browser_with_camera(camera=None):
     """An empty page, and what it does; skips where there is no browser."""
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not here")
     if CHROMIUM is None:
-        pytest.skip("there is no chromium")
+        pytest.skip("there is no Chromium: apt-get install chromium")
     film = [] if camera is None else [f"--use-file-for-fake-video-capture={camera}"]
     seen = Seen()
     with playwright.sync_playwright() as started:

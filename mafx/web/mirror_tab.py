@@ -9,7 +9,6 @@ import asyncio
 import base64
 import dataclasses
 import io
-import secrets
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ from mafx import media
 from mafx.densepose.finders import landmark_networks
 from mafx.errors import InputError, refusals
 from mafx.files import Range, check_value
-from mafx.web.guard import person_of
+from mafx.web.guard import COOKIE, person_of
 from mafx.web.hall import DroppedError, EndedError, Hall
 from mafx.web.links import MOST_STEPS
 from mafx.web.mirror import Mirror, Shown
@@ -172,7 +171,8 @@ def _answering(door: Callable[[Any, str], Awaitable[dict]]) -> Callable[[Request
         try:
             with refusals("expected JSON"):
                 content = await request.json()
-            return JSONResponse(await door(content, person_of(dict(request.cookies), None) or secrets.token_hex(8)))
+            address = request.client.host if request.client else ""
+            return JSONResponse(await door(content, person_of(request.cookies.get(COOKIE, ""), address)))
         except InputError as error:
             return JSONResponse({"error": str(error)}, 400)
         except DroppedError as error:
