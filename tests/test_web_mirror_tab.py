@@ -13,6 +13,7 @@ from web_files import png_header
 pytest.importorskip("gradio", reason='Gradio is not here: pip install -e ".[web]"')
 
 import gradio as gr
+import httpx
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 from web_browser import browser_with_camera
@@ -28,7 +29,7 @@ from mafx.web.mirror_tab import read_picture, write_picture
 
 CLIP = SHARED / "data" / "clips" / "teaser" / "images"
 CAMERA = 240, 320
-SECONDS = 60  # in which a mirror opens, on a machine that does other things
+SECONDS = 120  # in which a mirror shows somebody, on a machine that does other things
 LEAST_FPS = 1.0  # likewise
 
 
@@ -44,6 +45,7 @@ def finder(pose_files, tmp_path_factory):
 def page(finder, tmp_path_factory):
     with served(tmp_path_factory.mktemp("page")) as (service, server):
         service.finder = finder
+        httpx.post(f"{server.url}mirror/open", json={}, timeout=300).raise_for_status()  # compiles
         yield server.url
 
 
@@ -205,7 +207,7 @@ def test_the_puppet_does_what_the_camera_sees(page, tmp_path):
         assert np.corrcoef(driver, shown)[0, 1] < -0.5  # the camera's picture is turned when it is shown
         fps, latency = (float(part(browser, "numbers").inner_text().split()[i]) for i in (0, 4))
         assert fps > LEAST_FPS and latency < 1000 * 2 / LEAST_FPS
-        assert part(browser, "status").inner_text() == "Move!"
+        part(browser, "status").filter(has_text="Move!").wait_for()
 
         browser.get_by_role("button", name="Stop the camera").click()
         part(browser, "status").filter(has_text="The camera is off.").wait_for()
