@@ -10,6 +10,7 @@ const canvas = document.createElement("canvas");
 let run = null; // of the camera that is on
 
 for (const name of props.models) part.model.append(new Option(name, name));
+part.seed.value = props.seed;
 part.toggle.addEventListener("click", () => (run ? stop() : start()));
 for (const input of [part.model, part.seed, part.picture]) {
   input.addEventListener("change", () => run && (run.isOpen = false));
@@ -147,7 +148,7 @@ function summary(seen, { milliseconds }) {
   const skipped = seen.reduce((sum, frame) => sum + frame.skipped, 0);
   const parts = Object.entries(milliseconds).map(([name, x]) => `${name} ${Math.round(x)}`);
   return (
-    `${fps.toFixed(1)} frames a second, ${middle} ms from camera to picture (${late} ms of one in twenty; ` +
+    `${fps.toFixed(1)} frames a second, ${middle} ms from camera to picture (one in twenty takes ${late} ms or more; ` +
     `now ${parts.join(", ")}), ` +
     `${skipped} camera frames left out for the last ${seen.length}`
   );

@@ -34,14 +34,15 @@ from mafx.web.service import Service
 PATH = "/mirror"  # under which the page asks for frames
 SCRIPT = Path(__file__).parent / "mirror.js"
 FEW_STEPS = 4  # where a model would take more, and nothing is chosen
-MOST_SEEDS = 2**31
+MOST_SEEDS = 2**31 - 1
+FIRST_PUPPET = 3  # its clothes are easily told from the wall
 LONGEST_SIDE = 2048  # pixels of a frame or a picture; the page sends smaller ones
 QUALITY = 95  # of 100, JPEG, of what is shown
 
 CONTROLS = """
 <div class="controls">
   <label>Model <select data-part="model"></select></label>
-  <label>Puppet <input data-part="seed" type="number" min="0" max="2147483647" value="0"></label>
+  <label>Puppet <input data-part="seed" type="number" min="0" max="2147483647"></label>
   <label>or a picture <input data-part="picture" type="file" accept="image/*"></label>
   <button data-part="toggle" type="button">Start the camera</button>
 </div>
@@ -79,6 +80,7 @@ def add_tab(service: Service) -> list[BaseRoute]:
             elem_id="mirror",
             models=list(service.sources),
             path=PATH,
+            seed=FIRST_PUPPET,
         )
     return _Doors(service).routes()
 
@@ -95,7 +97,7 @@ class Opening:
     """
 
     model: str = ""
-    seed: Annotated[int, Range(0, MOST_SEEDS)] = 0
+    seed: Annotated[int, Range(0, MOST_SEEDS)] = FIRST_PUPPET
     steps: Annotated[int, Range(1, MOST_STEPS)] | None = None
     picture: str = ""
 
