@@ -108,19 +108,25 @@ def read_image(path: str | Path | BinaryIO) -> np.ndarray:
         return _read_open_image(file, str(path))
 
 
-def picture_size(path: str | Path) -> Size:
+def picture_size(path: str | Path | BinaryIO) -> Size:
     """Rows and columns of a picture, of which nothing is decoded.
+
+    Args:
+      path: As `read_image` takes it.
 
     Raises:
       InputError: As `read_image`.
     """
+    if not isinstance(path, str | Path):
+        return _size_of_open_image(path, getattr(path, "name", "a picture"))
     path = expand_home(path)
     check_regular(path, "picture")
-    with (
-        refusals(f"{path} is not a picture that can be read"),
-        path.open("rb") as file,
-        _open_with_pillow(file, str(path)) as image,
-    ):
+    with refusals(f"{path} is not a picture that can be read"), path.open("rb") as file:
+        return _size_of_open_image(file, str(path))
+
+
+def _size_of_open_image(file: BinaryIO, name: str) -> Size:
+    with refusals(f"{name} is not a picture that can be read"), _open_with_pillow(file, name) as image:
         w, h = image.size
         return h, w
 

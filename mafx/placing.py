@@ -5,6 +5,7 @@ used where they lie.
 """
 
 import math
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -105,7 +106,7 @@ class _Placed(NamedTuple):
 
 
 class DeviceNetworks:
-    """The networks of a model that are on a device. They stay there until others need the room.
+    """The networks of a model that are on a device. They stay there until others need the room. Threads may share it.
 
     Attributes:
       sharding: Where on the device, or on which devices; None leaves it to JAX.
@@ -116,6 +117,7 @@ class DeviceNetworks:
         self.sharding = sharding
         self.moved = Moved(0, 0.0)
         self._placed: dict[str, _Placed] = {}
+        self._lock = threading.Lock()
 
     @property
     def bytes(self) -> int:
@@ -133,6 +135,10 @@ class DeviceNetworks:
           room: Bytes that networks may take there. Others leave for it, those first that are needed last.
           following: The networks that will be needed, in that order.
         """
+        with self._lock:
+            return self._fetch(params, names, room, following)
+
+    def _fetch(self, params: dict, names: Sequence[str], room: float, following: Sequence[str]) -> dict[str, Any]:
         self._forget_changed(params)
         names = [name for name in names if name in params]
         arriving = [name for name in names if name not in self._placed and self._must_move(params[name])]

@@ -104,6 +104,25 @@ class Progress(NamedTuple):
 
 
 Watcher = Callable[[Progress], None]
+Piece = tuple[dict, int, Bank]  # rows of the sampler table, the number of the first one's step, the banks of all
+
+
+class Appearance(NamedTuple):
+    """What a program knows of a reference before it knows the motion.
+
+    Attributes:
+      fit: Whether all networks are on the device at once.
+      text: Text states `1 n c`.
+      negative: Text states of the unconditional half, None where they equal `text`.
+      banks: The banks of all steps.
+      noise: Latents `f h w c` to start from.
+    """
+
+    fit: Fit
+    text: jax.Array
+    negative: jax.Array | None
+    banks: list[Piece]
+    noise: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -345,17 +364,59 @@ class Program:
           InputError: For arrays of other shapes, or a device that is too small.
           FloatingPointError: Where the networks give no numbers.
         """
-        if reference.shape != (*self.size, 3) or motion.shape != (self.frames, *self.size, 3):
-            expected = f"{[*self.size, 3]} and {[self.frames, *self.size, 3]}"
-            found = f"{list(reference.shape)} and {list(motion.shape)}"
-            raise InputError(f"expected a reference and a motion of the shapes {expected}, found {found}")
+        self._check_shape("reference", reference, (*self.size, 3))
+        self._check_shape("motion", motion, (self.frames, *self.size, 3))
         x = self.starting_noise(noise)
         with self.precision(), announce_compilation(progress), memory_advice(self.what_fits):
             video, latents = self._animate(self.fit(), x, reference, motion, progress, callback, watcher)
-        if not np.isfinite(video).all():
-            raise FloatingPointError(f"the video is not finite in {self.model.dtype}; take another dtype or checkpoint")
+        self._check_finite(video)
         borders = window_borders(self.windows)[: self.frames - 1]
         return Animation(video, latents, borders)
+
+    def see(self, reference: np.ndarray) -> Appearance:
+        """Compute what depends on the reference, for `move`: banks are written once for any number of motions.
+
+        Args:
+          reference: uint8 `H W 3`, of the program's size.
+
+        Raises:
+          InputError: As `run`.
+        """
+        self._check_shape("reference", reference, (*self.size, 3))
+        noise = self.starting_noise()
+        with self.precision(), memory_advice(self.what_fits):
+            fit = self.fit()
+            text, negative, latents = self._encode_reference(fit, reference)
+            return jax.block_until_ready(Appearance(fit, text, negative, list(self._banks(fit, latents, text)), noise))
+
+    def move(self, appearance: Appearance, motion: np.ndarray) -> np.ndarray:
+        """Animate what was seen, as `run` does.
+
+        Args:
+          appearance: From `see`, of this program.
+          motion: uint8 `f H W 3`, of the program's size and number of frames.
+
+        Returns: float32 `f H W 3` in [0, 1].
+
+        Raises:
+          InputError: As `run`, and FloatingPointError likewise.
+        """
+        self._check_shape("motion", motion, (self.frames, *self.size, 3))
+        fit, text, negative, banks, noise = appearance
+        with self.precision(), memory_advice(self.what_fits):
+            inputs = self._on_device(self._inputs(self._embed(fit, motion), text, negative))
+            x = jnp.copy(noise)  # the steps give its memory away
+            video = self._decode(fit, self._sample(fit, x, banks, inputs, False, None, None), False, None)
+        self._check_finite(video)
+        return video
+
+    def _check_finite(self, video: np.ndarray) -> None:
+        if not np.isfinite(video).all():
+            raise FloatingPointError(f"the video is not finite in {self.model.dtype}; take another dtype or checkpoint")
+
+    def _check_shape(self, name: str, picture: np.ndarray, shape: tuple[int, ...]) -> None:
+        if picture.shape != shape:
+            raise InputError(f"expected a {name} of the shape {list(shape)}, found {list(picture.shape)}")
 
     def _animate(
         self,
@@ -373,7 +434,8 @@ class Program:
             log.info("%s", fit)
         before = networks.moved
         inputs, reference_latents = self.encode(fit, reference, motion)
-        x = self._sample(fit, x, reference_latents, inputs, progress, callback, watcher)
+        banks = self._banks(fit, reference_latents, inputs.text)
+        x = self._sample(fit, x, banks, inputs, progress, callback, watcher)
         video = self._decode(fit, jax.block_until_ready(x), progress, watcher)
         moved = networks.moved.bytes - before.bytes
         if fit.limited and moved:
@@ -418,14 +480,22 @@ class Program:
 
     def encode(self, fit: Fit, reference: np.ndarray, motion: np.ndarray) -> tuple[Inputs, jax.Array]:
         """What is the same at every step, and the reference's latents `1 h w c`."""
+        text, negative, latents = self._encode_reference(fit, reference)
+        return self._on_device(self._inputs(self._embed(fit, motion), text, negative)), latents
+
+    def _encode_reference(self, fit: Fit, reference: np.ndarray) -> tuple[jax.Array, jax.Array | None, jax.Array]:
+        """The states of both texts, and the reference's latents `1 h w c`."""
         text, negative = self._encode_texts(fit)
-        dtype, networks = self.model.dtype, self.networks
-        image = self._on_device(jnp.asarray(reference[None] / 127.5 - 1, dtype))
-        latents = sampling.encode_image(networks, self.fetch(fit, "reference"), image)
+        image = self._on_device(jnp.asarray(reference[None] / 127.5 - 1, self.model.dtype))
+        latents = sampling.encode_image(self.networks, self.fetch(fit, "reference"), image)
+        return jax.block_until_ready((text, negative, latents))
+
+    def _embed(self, fit: Fit, motion: np.ndarray) -> jax.Array:
+        """The embedded motion `f h w c`. Its last frame fills the capacity up."""
         motion = np.concatenate([motion, np.repeat(motion[-1:], self.capacity - self.frames, axis=0)])
-        params, motion = self.fetch(fit, "motion"), self._on_device(motion)
-        embedded = sampling.embed_motion(networks, dtype, self.settings.window, params, motion)
-        return jax.block_until_ready((self._on_device(self._inputs(embedded, text, negative)), latents))
+        params, frames = self.fetch(fit, "motion"), self._on_device(motion)
+        embedded = sampling.embed_motion(self.networks, self.model.dtype, self.settings.window, params, frames)
+        return jax.block_until_ready(embedded)
 
     def _encode_texts(self, fit: Fit) -> tuple[jax.Array, jax.Array | None]:
         """The states of the text, and of the negative one where that is another."""
@@ -435,12 +505,10 @@ class Program:
         negative = None if s.negative_prompt == s.prompt else encode(tokenizer(s.negative_prompt)[None])
         return jax.block_until_ready((text, negative))
 
-    def _banks(self, fit: Fit, reference: jax.Array, text: jax.Array) -> Iterator[tuple[dict, int, Bank]]:
+    def _banks(self, fit: Fit, reference: jax.Array, text: jax.Array) -> Iterator[Piece]:
         """The banks of all steps, some at a time.
 
         Where networks take turns, all are written before the first is given, and they wait on the host.
-
-        Yields: The rows of the sampler table that a bank is for, the number of the first step, the bank.
         """
         pieces = list(self.table.parts(MAX_BANKS))
         written: Iterable[Bank] = (
@@ -450,13 +518,13 @@ class Program:
         if not fit.together:
             written = [jax.device_get(bank) for bank in written]
         for (rows, start), bank in zip(pieces, written, strict=True):
-            yield rows, start, self._on_device(bank)
+            yield rows, start, bank
 
     def _sample(
         self,
         fit: Fit,
         x: jax.Array,
-        reference_latents: jax.Array,
+        pieces: Iterable[Piece],
         inputs: Inputs,
         progress: bool,
         callback: Callback | None,
@@ -469,8 +537,8 @@ class Program:
         singly = progress or callback is not None or watcher is not None
         state, pending = SamplerState(x, jnp.zeros_like(x)), []
         bar = StepBar(self.settings.steps, enabled=progress)
-        for rows, start, banks in self._banks(fit, reference_latents, inputs.text):
-            params = self.fetch(fit, "steps")
+        for rows, start, piece in pieces:
+            banks, params = self._on_device(piece), self.fetch(fit, "steps")
             for kind, first, last in runs_of_one_kind(self.kinds, start, start + len(rows["time"]), singly):
                 if not kind.shallow:
                     state = state._replace(deep=None)

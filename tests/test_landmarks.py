@@ -57,20 +57,20 @@ def test_masks_go_back_to_where_they_were_cut():
 def test_a_still_point_is_smoothed_and_a_fast_one_is_not():
     def settle(noise, speed):
         rng = np.random.default_rng(0)
-        smooth = OneEuro(25, least_cutoff=0.05, beta=80)
+        smooth = OneEuro(least_cutoff=0.05, beta=80)
         truth = speed * np.arange(60) / 25
-        return np.array([smooth(x) for x in (truth + rng.normal(size=60) * noise)[:, None]])[:, 0] - truth
+        return np.array([smooth(x, 25) for x in (truth + rng.normal(size=60) * noise)[:, None]])[:, 0] - truth
 
     assert settle(1e-4, 0)[20:].std() < 0.3e-4
     assert np.abs(settle(0, 1.0)[20:]).max() < 0.1 * 1.0 / 25  # it lags by less than a tenth of a frame
 
 
 def test_the_filter_by_hand():
-    smooth = OneEuro(fps=10, least_cutoff=1, beta=0.5)
-    assert smooth(np.array([2.0]))[0] == 2
+    smooth = OneEuro(least_cutoff=1, beta=0.5)
+    assert smooth(np.array([2.0]), 10)[0] == 2
     speed = 10 * 10 / (1 + 10 / (2 * np.pi))  # a step of 10 in a tenth of a second, smoothed with 1 Hz
     weight = 1 / (1 + 10 / (2 * np.pi * (1 + 0.5 * speed)))
-    assert smooth(np.array([12.0]))[0] == pytest.approx(2 + weight * 10)
+    assert smooth(np.array([12.0]), 10)[0] == pytest.approx(2 + weight * 10)
 
 
 # -- People, with networks that see points of light

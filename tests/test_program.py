@@ -58,9 +58,25 @@ def test_a_program_is_planned_for_kernels_that_are_not_here():
 
 def test_running_checks_the_shapes(program):
     picture, motion = np.zeros((16, 24, 3), np.uint8), np.zeros((9, 16, 24, 3), np.uint8)
-    for reference, frames in ((picture[:8], motion), (picture, motion[:5])):
-        with pytest.raises(InputError, match=r"expected a reference and a motion of the shapes \[16, 24, 3\]"):
+    cases = {
+        r"a reference of the shape \[16, 24, 3\], found \[8, 24, 3\]": (picture[:8], motion),
+        r"a motion of the shape \[9, 16, 24, 3\], found \[5, 16, 24, 3\]": (picture, motion[:5]),
+    }
+    for message, (reference, frames) in cases.items():
+        with pytest.raises(InputError, match=f"expected {message}"):
             program.run(reference, frames)
+
+
+def test_what_was_seen_once_moves_as_in_a_run_of_its_own(micro):
+    clip = example((16, 16), 3)
+    program = mafx.plan(micro, mafx.Settings(steps=10, window=2, overlap=1, seed=3), (16, 16), 3)
+    appearance = program.see(clip.reference)
+    assert len(appearance.banks) == 2  # ten steps, at most eight at once
+    for motion in (clip.motion, clip.motion[::-1]):
+        expected = program.run(clip.reference, motion, progress=False).video
+        np.testing.assert_array_equal(program.move(appearance, motion), expected)
+    with pytest.raises(InputError, match=r"expected a motion of the shape \[3, 16, 16, 3\]"):
+        program.move(appearance, clip.motion[:1])
 
 
 def test_full_size_is_planned_without_memory():

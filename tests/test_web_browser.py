@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shutil
 import time
 
 import pytest
@@ -11,11 +10,11 @@ from web_files import png_header, write_files
 pytest.importorskip("gradio", reason='Gradio is not here: pip install -e ".[web]"')
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not here: pip install playwright")
 
+from web_browser import CHROMIUM
 from web_server import served
 
 from mafx.web.guard import COOKIE
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
 WAIT = 120_000  # milliseconds
 PIXEL = """video => {

@@ -10,6 +10,7 @@ right hand at the left of the picture.
 
 import colorsys
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
@@ -215,18 +216,73 @@ class Movement:
 
 # -- Skeleton
 
+SIDES = {"r": -1.0, "l": 1.0}  # the puppet's right is at negative x
+
+
+class Limb(NamedTuple):
+    """Where the two parts of an arm or a leg point: unit vectors `3`."""
+
+    upper: np.ndarray
+    lower: np.ndarray
+
+
+class Stance(NamedTuple):
+    """Where the limbs point, in the puppet's own axes, in which it looks along z.
+
+    Attributes:
+      up: Direction of the spine, `3`.
+      nod: Angle of the head.
+      arms: By side.
+      legs: By side.
+      yaw: As in a pose, as `sway`.
+      sway: To the side.
+    """
+
+    up: np.ndarray
+    nod: float
+    arms: dict[str, Limb]
+    legs: dict[str, Limb]
+    yaw: float
+    sway: float
+
+
+def stance_of(pose: Pose) -> Stance:
+    """Where the limbs of a pose point."""
+    lean = pose["lean"]
+    return Stance(
+        up=np.array([np.sin(lean), np.cos(lean), 0.0]),
+        nod=pose["nod"],
+        arms={side: _arm_of(pose, side, sign) for side, sign in SIDES.items()},
+        legs={side: _leg_of(pose, side, sign) for side, sign in SIDES.items()},
+        yaw=pose["yaw"],
+        sway=pose["sway"],
+    )
+
+
+def _arm_of(pose: Pose, side: str, sign: float) -> Limb:
+    swing, lift, bend = pose[f"arm_{side}"], pose[f"raise_{side}"], max(0.0, pose[f"elbow_{side}"])
+    return Limb(_direction(swing, lift * sign), _direction(swing + bend, lift * sign * 1.3))
+
+
+def _leg_of(pose: Pose, side: str, sign: float) -> Limb:
+    swing, spread, bend = pose[f"leg_{side}"], abs(pose["spread"]) * sign, max(0.0, pose[f"knee_{side}"])
+    return Limb(_direction(swing, spread), _direction(swing - bend, spread))
+
 
 def skeleton(identity: Identity, pose: Pose) -> list[Capsule]:
     """The capsules of a puppet in a pose, as they stand in the world."""
-    lean = pose["lean"]
-    up = np.array([np.sin(lean), np.cos(lean), 0.0])
-    hips = np.array([0.0, -0.08, 0.0])
+    return stand(identity, stance_of(pose))
+
+
+def stand(identity: Identity, stance: Stance) -> list[Capsule]:
+    """The capsules of a puppet that stands in some way, in the world."""
+    up, hips = stance.up, np.array([0.0, -0.08, 0.0])
     chest = hips + 0.42 * up
-    capsules = [*_torso(identity, hips, chest), _head(identity, hips + 0.56 * up, up, pose["nod"])]
-    for side, sign in (("r", -1.0), ("l", 1.0)):  # the puppet's right is at negative x
-        capsules += _arm(identity, pose, side, sign, chest)
-        capsules += _leg(identity, pose, side, sign, hips)
-    return _place(capsules, identity.height, pose)
+    capsules = [*_torso(identity, hips, chest), _head(identity, hips + 0.56 * up, up, stance.nod)]
+    for side, sign in SIDES.items():
+        capsules += _arm(identity, stance.arms[side], side, sign, chest)
+        capsules += _leg(identity, stance.legs[side], side, sign, hips)
+    return _place(capsules, identity.height, stance)
 
 
 def _torso(identity: Identity, hips: np.ndarray, chest: np.ndarray) -> list[Capsule]:
@@ -242,11 +298,8 @@ def _head(identity: Identity, neck: np.ndarray, up: np.ndarray, nod: float) -> C
     return Capsule("head", neck + 0.03 * up, crown, (0.07, 0.14 * identity.head))
 
 
-def _arm(identity: Identity, pose: Pose, side: str, sign: float, chest: np.ndarray) -> list[Capsule]:
-    swing, lift = pose[f"arm_{side}"], pose[f"raise_{side}"]
-    bend = max(0.0, pose[f"elbow_{side}"])
-    upper = _direction(swing, lift * sign)
-    lower = _direction(swing + bend, lift * sign * 1.3)
+def _arm(identity: Identity, arm: Limb, side: str, sign: float, chest: np.ndarray) -> list[Capsule]:
+    upper, lower = arm
     shoulder = chest + np.array([0.24 * identity.width * sign, 0.02, 0])
     elbow = shoulder + 0.26 * upper
     wrist = elbow + 0.22 * lower
@@ -257,12 +310,10 @@ def _arm(identity: Identity, pose: Pose, side: str, sign: float, chest: np.ndarr
     ]
 
 
-def _leg(identity: Identity, pose: Pose, side: str, sign: float, hips: np.ndarray) -> list[Capsule]:
-    swing, spread = pose[f"leg_{side}"], abs(pose["spread"]) * sign
-    bend = max(0.0, pose[f"knee_{side}"])
+def _leg(identity: Identity, leg: Limb, side: str, sign: float, hips: np.ndarray) -> list[Capsule]:
     hip = hips + np.array([0.11 * identity.width * sign, -0.04, 0])
-    knee = hip + 0.36 * _direction(swing, spread)
-    ankle = knee + 0.34 * _direction(swing - bend, spread)
+    knee = hip + 0.36 * leg.upper
+    ankle = knee + 0.34 * leg.lower
     heel, toes = ankle + np.array([0, -0.02, 0]), ankle + np.array([0, -0.045, 0.12])
     return [
         Capsule(f"thigh_{side}", hip, knee, (0.115 * identity.width**0.5, 0.09)),
@@ -276,21 +327,22 @@ def _direction(swing: float, spread: float) -> np.ndarray:
     return np.array([np.sin(spread) * np.cos(swing), -np.cos(spread) * np.cos(swing), np.sin(swing)])
 
 
-def _place(capsules: list[Capsule], scale: float, pose: Pose) -> list[Capsule]:
+def _place(capsules: list[Capsule], scale: float, stance: Stance) -> list[Capsule]:
     """Turn the capsules by the yaw, scale them, and put them on the floor, which any standing puppet's feet touch."""
-    shift = np.array([pose["sway"], -0.92 + 0.86 * scale, 0])
+    shift = np.array([stance.sway, -0.92 + 0.86 * scale, 0])
     return [
         Capsule(
             capsule.part,
-            _rotate_yaw(capsule.start, pose["yaw"]) * scale + shift,
-            _rotate_yaw(capsule.end, pose["yaw"]) * scale + shift,
+            rotate_yaw(capsule.start, stance.yaw) * scale + shift,
+            rotate_yaw(capsule.end, stance.yaw) * scale + shift,
             (capsule.radii[0] * scale, capsule.radii[1] * scale),
         )
         for capsule in capsules
     ]
 
 
-def _rotate_yaw(points: np.ndarray, yaw: float) -> np.ndarray:
+def rotate_yaw(points: np.ndarray, yaw: float) -> np.ndarray:
+    """Points `n 3`, or one, turned by a yaw: from the puppet's axes to those of the world."""
     cos, sin = np.cos(yaw), np.sin(yaw)
     return points @ np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]])
 
@@ -298,7 +350,7 @@ def _rotate_yaw(points: np.ndarray, yaw: float) -> np.ndarray:
 # -- Drawing
 
 
-def draw_puppet(identity: Identity, pose: Pose, size: Size) -> tuple[np.ndarray, np.ndarray]:
+def draw_puppet(identity: Identity, pose: Pose | Stance, size: Size) -> tuple[np.ndarray, np.ndarray]:
     """Draw a puppet in a pose, in parallel projection.
 
     Args:
@@ -309,12 +361,13 @@ def draw_puppet(identity: Identity, pose: Pose, size: Size) -> tuple[np.ndarray,
     Returns:
       The picture, uint8 `H W 3`, and its DensePose labels, uint8 `H W`, 0 where the background shows.
     """
+    stance = pose if isinstance(pose, Stance) else stance_of(pose)
     ys, xs = _pixel_centres(size)
     picture = identity.background.colour(ys, xs)
     labels = np.zeros(size, np.uint8)
     depth = np.full(size, -np.inf, np.float32)  # z of the nearest surface so far
-    forward, left = _rotate_yaw(np.array([[0.0, 0, 1], [1.0, 0, 0]]), pose["yaw"]).astype(np.float32)
-    for capsule in skeleton(identity, pose):
+    forward, left = rotate_yaw(np.array([[0.0, 0, 1], [1.0, 0, 0]]), stance.yaw).astype(np.float32)
+    for capsule in stand(identity, stance):
         box = bounding_box(capsule, ys, xs)
         surface = project(capsule, ys[box[0], None], xs[None, box[1]])
         seen = (surface.height > 0) & (surface.z > depth[box])

@@ -9,7 +9,8 @@ from pathlib import Path
 from mafx.commands import DEFAULT_CACHE, expand_home
 from mafx.densepose.bodies import BodyFinder
 from mafx.densepose.kept import Finder
-from mafx.densepose.pose_files import fetch_pose_files, read_pose_files
+from mafx.densepose.pose_files import PoseFiles, fetch_pose_files, kept_networks, read_pose_files
+from mafx.errors import InputError
 from mafx.files import check_regular
 from mafx.stamps import Facts
 
@@ -51,6 +52,23 @@ def make_finder(options: FinderOptions, fps: Fraction, is_video: bool = True) ->
     if options.weights is None or Path(options.weights).suffix.lower() in LANDMARK_FILES:
         return _make_body_finder(options, fps, is_video)
     return _make_densepose_finder(options)
+
+
+def landmark_networks(options: FinderOptions | None) -> PoseFiles:
+    """The landmark networks, also where DensePose finds people otherwise. Nothing is fetched.
+
+    Args:
+      options: How people are found; None where they cannot be.
+
+    Raises:
+      InputError: They are not there.
+    """
+    options = options or FinderOptions()
+    has_them = options.weights is not None and Path(options.weights).suffix.lower() in LANDMARK_FILES
+    folder = options.weights if has_them else kept_networks(options.cache)
+    if folder is None:
+        raise InputError("expected landmark networks, found none; start again with --fetch_networks")
+    return read_pose_files(folder)
 
 
 @functools.lru_cache(maxsize=2)  # the networks are prepared once for all pictures of a set

@@ -6,6 +6,7 @@ person is lost. Numbers without a remark are those of mediapipe's graphs in `mod
 `util/filtering/one_euro_filter.cc`.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -136,26 +137,33 @@ class OneEuro:
     Paper: Casiez, Roussel, Vogel, 1 euro filter, CHI 2012.
     """
 
-    def __init__(self, fps: float, least_cutoff: float, beta: float, speed_cutoff: float = 1.0):
+    def __init__(self, least_cutoff: float, beta: float, speed_cutoff: float = 1.0):
         """`least_cutoff` and `speed_cutoff` are in Hz; `beta` says how much speed raises the former."""
-        self._fps, self._least_cutoff, self._beta = fps, least_cutoff, beta
-        self._speed_weight = self._weight(speed_cutoff)
+        self._least_cutoff, self._beta, self._speed_cutoff = least_cutoff, beta, speed_cutoff
         self._raw = self._smooth = self._speed = np.zeros(0)
 
-    def __call__(self, x: np.ndarray, scale: float = 1.0) -> np.ndarray:
-        """The filtered `x`, an array of any shape; speeds count in units of `scale`."""
+    def __call__(self, x: np.ndarray, fps: float, scale: float = 1.0) -> np.ndarray:
+        """The filtered `x`, an array of any shape.
+
+        Args:
+          x: Comes 1 / `fps` seconds behind the one before.
+          fps: Frames per second.
+          scale: Unit of what speeds are of.
+        """
         if not self._raw.size:
             self._raw = self._smooth = x
             self._speed = np.zeros_like(x)
             return x
-        self._speed = self._speed + self._speed_weight * ((x - self._raw) / scale * self._fps - self._speed)
-        weight = self._weight(self._least_cutoff + self._beta * np.abs(self._speed))
+        speed = (x - self._raw) / scale * fps
+        self._speed = self._speed + _weight(self._speed_cutoff, fps) * (speed - self._speed)
+        weight = _weight(self._least_cutoff + self._beta * np.abs(self._speed), fps)
         self._raw, self._smooth = x, self._smooth + weight * (x - self._smooth)
         return self._smooth
 
-    def _weight(self, cutoff):
-        """That of a new value."""
-        return 1 / (1 + self._fps / (2 * np.pi * cutoff))
+
+def _weight(cutoff, fps: float):
+    """That of a new value in a low-pass filter."""
+    return 1 / (1 + fps / (2 * np.pi * cutoff))
 
 
 VISIBILITY_WEIGHT = 0.1  # of a new value
@@ -164,21 +172,22 @@ VISIBILITY_WEIGHT = 0.1  # of a new value
 class Smoothing:
     """What smooths one person's landmarks."""
 
-    def __init__(self, fps: float):
+    def __init__(self) -> None:
         # mediapipe's cutoffs are 0.05, 0.01 and 0.1 Hz, with beta 80, 10 and 40. With them, labels of moving people are
         # wrong more often, since what is drawn lags behind.
-        self._points = OneEuro(fps, least_cutoff=0.3, beta=80)
-        self._next = OneEuro(fps, least_cutoff=0.3, beta=30)
-        self._world = OneEuro(fps, least_cutoff=0.3, beta=60)
+        self._points = OneEuro(least_cutoff=0.3, beta=80)
+        self._next = OneEuro(least_cutoff=0.3, beta=30)
+        self._world = OneEuro(least_cutoff=0.3, beta=60)
         self._visibility = np.zeros(0)
 
-    def __call__(self, pose: "Pose") -> "Pose":
+    def __call__(self, pose: "Pose", fps: float) -> "Pose":
         """The same at the next frame, smoothed."""
         size = 2 * float(np.hypot(*(pose.points[BODY + 1, :2] - pose.points[BODY, :2])))
         old = self._visibility if self._visibility.size else pose.visibility
         self._visibility = old + VISIBILITY_WEIGHT * (pose.visibility - old)
-        points = np.concatenate([self._points(pose.points[:BODY], size), self._next(pose.points[BODY:], size)])
-        return pose._replace(points=points, visibility=self._visibility, world=self._world(pose.world))
+        body, crop = self._points(pose.points[:BODY], fps, size), self._next(pose.points[BODY:], fps, size)
+        world = self._world(pose.world, fps)
+        return pose._replace(points=np.concatenate([body, crop]), visibility=self._visibility, world=world)
 
 
 # -- People
@@ -218,31 +227,27 @@ class Track(NamedTuple):
     smoothing: Smoothing
 
 
-class PoseFinder:
-    """Finds people's landmarks in the frames of a video, or in single pictures."""
+class PoseTracker:
+    """Follows people from one frame to the next. Each video has one of its own.
+
+    Attributes:
+      fps: Frames per second, for the smoothing. It may change on the way.
+    """
 
     def __init__(self, networks: PoseNetworks, people: int = 1, tracking: bool = True, fps: float = FPS):
         """At most `people` are found. Without `tracking` each frame is a picture of its own."""
-        self._networks, self._people, self._tracking, self._fps = networks, people, tracking, fps
+        self._networks, self._people, self._tracking, self.fps = networks, people, tracking, fps
+        self._tracks: list[Track] = []
 
-    def find(self, frames: Iterable[np.ndarray]) -> Iterator[list[Pose]]:
-        """Find the people of each frame.
-
-        Args:
-          frames: uint8 `H W 3` RGB, in the order of time. Only the one at work is held.
-
-        Yields:
-          The people of each frame, those who were found first before the others.
-        """
-        tracks: list[Track] = []
-        for frame in frames:
-            found: list[tuple[Track, Pose]] = []
-            for track in [*tracks, *self._look(frame, tracks)]:
-                pose = self._follow(frame, track)
-                if pose is not None and not any(_is_near(pose.next_crop, other.next_crop) for _, other in found):
-                    found.append((track, pose))
-            tracks = [Track(pose.next_crop, track.smoothing) for track, pose in found] if self._tracking else []
-            yield [pose for _, pose in found]
+    def __call__(self, frame: np.ndarray) -> list[Pose]:
+        """The people of the next frame, uint8 `H W 3` RGB, those who were found first before the others."""
+        found: list[tuple[Track, Pose]] = []
+        for track in [*self._tracks, *self._look(frame, self._tracks)]:
+            pose = self._follow(frame, track)
+            if pose is not None and not any(_is_near(pose.next_crop, other.next_crop) for _, other in found):
+                found.append((track, pose))
+        self._tracks = [Track(pose.next_crop, track.smoothing) for track, pose in found] if self._tracking else []
+        return [pose for _, pose in found]
 
     def _look(self, frame: np.ndarray, tracks: list[Track]) -> list[Track]:
         """New people, as many as are missing."""
@@ -256,7 +261,7 @@ class PoseFinder:
         new: list[Track] = []
         for crop in crops:
             if not any(_is_near(crop, track.crop) for track in (*tracks, *new)):
-                new.append(Track(crop, Smoothing(self._fps)))
+                new.append(Track(crop, Smoothing()))
         return new[:missing]
 
     def _follow(self, frame: np.ndarray, track: Track) -> Pose | None:
@@ -265,7 +270,28 @@ class PoseFinder:
         if found.presence < LEAST_PRESENCE:
             return None
         pose = _place(found, track.crop, frame.shape[:2])
-        return track.smoothing(pose) if self._tracking else pose
+        return track.smoothing(pose, self.fps) if self._tracking else pose
+
+
+class PoseFinder:
+    """Finds people's landmarks in the frames of a video, or in single pictures."""
+
+    def __init__(self, networks: PoseNetworks, people: int = 1, tracking: bool = True, fps: float = FPS):
+        """As `PoseTracker`."""
+        self._new_tracker = functools.partial(PoseTracker, networks, people, tracking, fps)
+
+    def find(self, frames: Iterable[np.ndarray]) -> Iterator[list[Pose]]:
+        """Find the people of each frame.
+
+        Args:
+          frames: uint8 `H W 3` RGB, in the order of time. Only the one at work is held.
+
+        Yields:
+          The people of each frame, those who were found first before the others.
+        """
+        tracker = self._new_tracker()
+        for frame in frames:
+            yield tracker(frame)
 
 
 def _is_near(crop: Crop, other: Crop) -> bool:

@@ -8,6 +8,7 @@ picture and in metres, and the person's outline. Numbers without a remark are th
 Paper: Bazarevsky et al., BlazePose: On-device Real-time Body Pose tracking, arXiv:2006.10204.
 """
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ LANDMARK_SHAPES: tuple[Shape, ...] = (
 
 
 class Network:
-    """A file of TensorFlow Lite, ready to run."""
+    """A file of TensorFlow Lite, ready to run, for one thread at a time: others wait."""
 
     def __init__(self, content: bytes, name: str, side: int, shapes: tuple[Shape, ...], threads: int):
         """Raises InputError where LiteRT cannot run the file, or its outputs have not these shapes."""
@@ -83,12 +84,14 @@ class Network:
         if found != expected:
             raise InputError(f"expected a network of {name} with the shapes {expected}, found {found}")
         self._input, self._outputs = inputs[0]["index"], [output["index"] for output in outputs]
+        self._lock = threading.Lock()
 
     def __call__(self, picture: np.ndarray) -> list[np.ndarray]:
         """All outputs for a picture, float32 `1 H W 3`, in the file's order."""
-        self._interpreter.set_tensor(self._input, picture)
-        self._interpreter.invoke()
-        return [self._interpreter.get_tensor(index) for index in self._outputs]
+        with self._lock:
+            self._interpreter.set_tensor(self._input, picture)
+            self._interpreter.invoke()
+            return [self._interpreter.get_tensor(index) for index in self._outputs]
 
 
 class PoseNetworks:

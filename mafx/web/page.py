@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 import gradio as gr
 from starlette.routing import BaseRoute
 
-from mafx.web import animate_tab, inspect_tab
+from mafx.web import animate_tab, inspect_tab, mirror_tab
 from mafx.web.service import Service
 
 AddTab = Callable[[Service], Sequence[BaseRoute] | None]
-TABS: tuple[AddTab, ...] = (animate_tab.add_tab, inspect_tab.add_tab)
+TABS: tuple[AddTab, ...] = (animate_tab.add_tab, mirror_tab.add_tab, inspect_tab.add_tab)
 TITLE = "mafx"
 CSS = """
 .gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
