@@ -270,7 +270,7 @@ def _animations(report: Report) -> str:
         return '<p class="none">No clip was animated yet.</p>'
     scores = dict(zip(*_column(report, SCORE), strict=True))
     figures = []
-    for step, video in reversed(report.videos.items()):
+    for step, video in sorted(report.videos.items(), reverse=True):
         source = f"data:video/mp4;base64,{base64.b64encode(video).decode()}"
         caption = f"step {step:,}, {scores[step]:.2f} dB" if step in scores else f"step {step:,}"
         tag = f'<video src="{source}" autoplay loop muted playsinline controls></video>'
