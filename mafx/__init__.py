@@ -41,7 +41,7 @@ Reading order, in which a module imports only from those before it:
     densepose: kept, finders, colour_maps, steady, tracks, motions, align, agreement
     data: drawing, builders, datasets, examples, latents
     evaluation: networks, features, protocol
-    training: config, sharding, optimiser, averages, step, checkpoints, runs, start, watch, loop, fit
+    training: config, sharding, optimiser, averages, step, checkpoints, runs, start, watch, charts, page, loop, fit
     sources, inputs, jobs, densepose.__main__
     inspect: record, recording, pictures, views, parts, __main__
     web: turns, folders, links, uploads, service, guard, animate_tab, inspect_tab

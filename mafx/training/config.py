@@ -195,7 +195,7 @@ class Rule(NamedTuple):
 
 def check_config(c: ml_collections.ConfigDict) -> None:
     """Raise an InputError that names the first field that is unknown, or that has a value that cannot be meant."""
-    values, known = _flat(c), _flat(default_config(c.get("stage", "")))
+    values, known = flat_config(c), flat_config(default_config(c.get("stage", "")))
     for name in sorted(values.keys() ^ known.keys()):
         problem = "unknown" if name in values else "missing"
         raise InputError(f"config.{name} is {problem}; mafx/training/config.py lists every field")
@@ -266,12 +266,12 @@ def _at_least(low: float) -> Rule:
     return Rule(lambda x: isinstance(x, int | float) and x >= low, f"a number of at least {low}")
 
 
-def _flat(c: ml_collections.ConfigDict) -> dict[str, Any]:
+def flat_config(c: ml_collections.ConfigDict) -> dict[str, Any]:
     """Values by names with dots. The mesh is one field, since its axes are free."""
     flat: dict[str, Any] = {}
     for name, value in c.items():
         if isinstance(value, ml_collections.ConfigDict) and name != "mesh":
-            flat |= {f"{name}.{key}": x for key, x in _flat(value).items()}
+            flat |= {f"{name}.{key}": x for key, x in flat_config(value).items()}
         else:
             flat[name] = value
     return flat

@@ -36,11 +36,12 @@ from mafx.stamps import Facts, fingerprint
 from mafx.training.averages import jit_average
 from mafx.training.checkpoints import SCORE, Checkpoints
 from mafx.training.config import check_config
+from mafx.training.page import write_page
 from mafx.training.runs import make_tokenizer, model_sizes, run_facts, write_config
 from mafx.training.sharding import DEVICE_MEMORY, distribute_batch, make_mesh, replicated
 from mafx.training.start import start
 from mafx.training.step import Flat, jit_step, step_state, unflatten
-from mafx.training.watch import Journal, Meter, show
+from mafx.training.watch import Journal, Meter, show, video_path
 
 log = logging.getLogger("mafx")
 
@@ -124,6 +125,8 @@ def _take_steps(run: "Run", examples: Iterator[dict[str, np.ndarray]], held_out:
                 run.save()
             if show_due:  # after saving: nothing is lost if it fails
                 scores = run.show(held_out)
+            if save_due:
+                run.write_page()
             if stopping:
                 break
     if run.done < config.steps:
@@ -139,7 +142,7 @@ def _farewell(workdir: Path, config: ml_collections.ConfigDict, scores: dict[str
     lines = [f"{workdir} has all {config.steps} steps of the {config.stage} stage."]
     if scores:
         ours, copying = scores[SCORE], scores["copying_psnr"]
-        video = workdir / f"held_out_{config.steps:06d}.mp4"
+        video = video_path(workdir, config.steps)
         lines.append(f"Held-out clips: {ours:.2f} dB PSNR (copying the reference: {copying:.2f}); {video} shows them.")
     lines.append(f"Next: python sample.py --workdir {workdir}")
     return "\n".join(lines)
@@ -303,6 +306,15 @@ class Run:
         model = Model(self.sizes, params, self.tokenizer, Schedule(**config.schedule), self.options.size)
         clips = held_out[: config.show_clips]
         return show(model, clips, self.options, config.show_frames, config.show_guidance)
+
+    def write_page(self) -> None:
+        """Write the run's page. Where that fails, it is said, and the run goes on."""
+        if jax.process_index() == 0:
+            with self.meter.paused():
+                try:
+                    write_page(self.workdir, self.config, self.done)
+                except InputError as error:
+                    log.warning("%s; the run goes on without.", error)
 
     def save(self) -> None:
         """Begin to write a checkpoint."""

@@ -35,6 +35,11 @@ SHOW_SAMPLER = "dpmpp_2m"
 SHOW_STEPS = 20  # where this sampler has converged
 
 
+def video_path(workdir: Path, step: int) -> Path:
+    """Where a work folder has the video of held-out clips behind a step."""
+    return workdir / f"held_out_{step:06d}.mp4"
+
+
 class Journal:
     """`metrics.jsonl` and TensorBoard's files of a work folder. Only process 0 writes."""
 
@@ -69,7 +74,7 @@ class Journal:
 
         if not self._file:
             return
-        media.write_video(self._workdir / f"held_out_{step:06d}.mp4", video, FPS)
+        media.write_video(video_path(self._workdir, step), video, FPS)
         gif = io.BytesIO()
         first, *others = map(Image.fromarray, video)
         first.save(gif, "gif", save_all=True, append_images=others, duration=round(1000 / FPS), loop=0)
