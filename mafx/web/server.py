@@ -41,7 +41,8 @@ class Server:
         self._service = service
         self._page, routes = build(service)
         paths = tuple(str(getattr(route, "path", "")).partition("{")[0] for route in routes)
-        options = {"password": password, "any_host": host not in LOCAL_HOSTS, "routes": paths}
+        any_host = host not in LOCAL_HOSTS
+        guard = Middleware(Guard, service.folder, password=password, any_host=any_host, routes=paths)
         self._page.queue(status_update_rate="auto", api_open=False)
         _, self.url, _ = self._page.launch(
             server_name=host,
@@ -60,7 +61,7 @@ class Server:
             max_file_size=BYTES.value,
             theme=theme(),
             css=CSS,
-            app_kwargs={"middleware": [Middleware(Guard, folder=service.folder, **options)], "routes": routes},
+            app_kwargs={"middleware": [guard], "routes": routes},
         )
 
     def wait(self) -> None:
