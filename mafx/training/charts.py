@@ -13,8 +13,8 @@ WIDTH, HEIGHT = 360, 190  # of a chart, in its own units: pixels where a phone s
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 22  # margins, which hold the labels of axes
 MOST_POINTS = 200  # of a curve; of more, neighbours are averaged
 SMOOTHING = 0.9  # what a smoothed curve keeps of the value before
-SMOOTHED_FROM = 12  # points; fewer are drawn as they are, with dots
-LOG_FROM = 30  # ratio of the largest to the smallest value, from which on the axis is logarithmic
+SMOOTHED_FROM = 30  # points; fewer are drawn as they are, with dots
+LOG_FROM = 100  # ratio of the largest to the smallest value, from which on the axis is logarithmic
 TICKS = 4  # about so many on an axis
 
 

@@ -53,7 +53,7 @@ CHARTS = (
     ("Speed", "examples per second", ("examples_per_second",)),
     ("Memory", "largest so far, GiB", ("memory_gib",)),
 )
-STEADY = frozenset({"learning_rate", "memory_gib", "loss_scale"})  # need no smoothing
+STEADY = frozenset({"learning_rate", "loss_scale", "memory_gib", "parameter_norm"})  # need no smoothing
 LABELS = {
     SCORE: "animated",
     f"{SCORE}_person": "animated",
