@@ -13,8 +13,8 @@ WIDTH, HEIGHT = 360, 190  # of a chart, in its own units: pixels where a phone s
 LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 22  # margins, which hold the labels of axes
 MOST_POINTS = 200  # of a curve; of more, neighbours are averaged
 SMOOTHING = 0.9  # what a smoothed curve keeps of the value before
-SMOOTHED_FROM = 12  # points; fewer are drawn as they are
-LOG_FROM = 30  # ratio of the largest to the smallest value, from which on the axis is logarithmic
+SMOOTHED_FROM = 30  # points; fewer are drawn as they are, with dots
+LOG_FROM = 100  # ratio of the largest to the smallest value, from which on the axis is logarithmic
 TICKS = 4  # about so many on an axis
 
 
@@ -135,17 +135,19 @@ def _lines(curve: Curve, colour: int, x: Axis, y: Axis) -> list[str]:
     kinds = [("dashed" if curve.dashed else "line", curve.values)]
     if curve.smooth and len(curve.values) >= SMOOTHED_FROM:
         kinds = [("raw", curve.values), ("line", smoothed(curve.values))]
-    return [f'<path class="{kind} s{colour}" d="{_path(curve.steps, v, x, y)}"/>' for kind, v in kinds]
+    lines = [f'<path class="{kind} s{colour}" d="{_path(curve.steps, v, x, y)}"/>' for kind, v in kinds]
+    if len(curve.values) < SMOOTHED_FROM:
+        dots = (f"M{x(s)} {y(v)}h0" for s, v in zip(curve.steps, curve.values, strict=True) if math.isfinite(v))
+        lines.append(f'<path class="dots s{colour}" d="{"".join(dots)}"/>')
+    return lines
 
 
 def _path(steps: Sequence[int], values: Sequence[float], x: Axis, y: Axis) -> str:
-    """Lines between neighbours that are finite; one alone is a dot, which round ends of lines draw."""
+    """Lines between neighbours that are finite. One alone is a dot: a line of no length has round ends."""
     parts, pen_is_down = [], False
-    for i, (step, value) in enumerate(zip(steps, values, strict=True)):
+    for step, value in zip(steps, values, strict=True):
         if math.isfinite(value):
-            parts.append(f"{'L' if pen_is_down else 'M'}{x(step)} {y(value)}")
-            is_alone = not pen_is_down and not (i + 1 < len(values) and math.isfinite(values[i + 1]))
-            parts.append("h0" if is_alone else "")
+            parts.append(f"{'L' if pen_is_down else 'M'}{x(step)} {y(value)}{'' if pen_is_down else 'h0'}")
         pen_is_down = math.isfinite(value)
     return "".join(parts)
 

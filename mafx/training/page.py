@@ -45,15 +45,15 @@ LAST_READINGS = 5  # whose median is the speed
 # Charts: a heading, what it shows in a sentence, and names of metrics. What is in none has a chart of its own.
 CHARTS = (
     ("Loss", "mean since the reading before", ("loss",)),
-    ("Held-out clips", "PSNR in dB, whole frames", (SCORE, "copying_psnr")),
-    ("Held-out clips, person", "PSNR in dB, within the person", (f"{SCORE}_person", "copying_psnr_person")),
+    ("Held-out PSNR", "dB, whole frames", (SCORE, "copying_psnr")),
+    ("Held-out PSNR, person", "dB, within the person", (f"{SCORE}_person", "copying_psnr_person")),
     ("Loss by diffusion time", "quarters, t0 has the least noise", ("loss_t0", "loss_t1", "loss_t2", "loss_t3")),
     ("Gradient norm", "before clipping", ("gradient_norm",)),
     ("Learning rate", "of AdamW", ("learning_rate",)),
     ("Speed", "examples per second", ("examples_per_second",)),
     ("Memory", "largest so far, GiB", ("memory_gib",)),
 )
-STEADY = frozenset({"learning_rate", "memory_gib", "loss_scale"})  # need no smoothing
+STEADY = frozenset({"learning_rate", "loss_scale", "memory_gib", "parameter_norm"})  # need no smoothing
 LABELS = {
     SCORE: "animated",
     f"{SCORE}_person": "animated",
@@ -200,7 +200,7 @@ def render(report: Report) -> str:
 
 
 def _text(value: Any) -> str:
-    return html.escape(value if isinstance(value, str) else json.dumps(value, default=str))
+    return html.escape(value if value and isinstance(value, str) else json.dumps(value, default=str))
 
 
 def _table(rows: Iterable[tuple[str, Any]]) -> str:
@@ -273,7 +273,7 @@ def _animations(report: Report) -> str:
     for step, video in sorted(report.videos.items(), reverse=True):
         source = f"data:video/mp4;base64,{base64.b64encode(video).decode()}"
         caption = f"step {step:,}, {scores[step]:.2f} dB" if step in scores else f"step {step:,}"
-        tag = f'<video src="{source}" autoplay loop muted playsinline controls></video>'
+        tag = f'<video src="{source}" autoplay loop muted playsinline></video>'
         figures.append(f"<figure>{tag}<figcaption>{caption}</figcaption></figure>")
     said = "<p>A row is a clip: reference, motion, result, truth. The newest step comes first.</p>"
     return f'{said}<div class="clips">{"".join(figures)}</div>'
@@ -313,7 +313,7 @@ figure{margin:0;min-width:0}
 .charts,.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:.8rem}
 svg{display:block;width:100%;height:auto}svg text{font-size:11px;fill:var(--pale)}
 svg path{fill:none;stroke-linecap:round;stroke-linejoin:round}.grid{stroke:var(--line)}
-.line,.dashed{stroke-width:2}.dashed{stroke-dasharray:5 5}.raw{stroke-width:1;opacity:.35}
+.line,.dashed{stroke-width:2}.dots{stroke-width:6}.dashed{stroke-dasharray:5 5}.raw{stroke-width:1;opacity:.35}
 rect{fill:transparent}rect:hover{fill:var(--pale);fill-opacity:.18}
 .s0{stroke:var(--s0)}.s1{stroke:var(--s1)}.s2{stroke:var(--s2)}.s3{stroke:var(--s3)}
 .legend{margin:0;font-size:.8rem}.legend span{margin-right:1rem}.legend span::before{content:"";display:inline-block;
