@@ -1,6 +1,5 @@
 """The notebooks of docs/notebooks/: they run as they are, and are kept without outputs."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-NEEDS = {"look_inside": "mafx.inspect"}  # modules that a notebook is about
 
 
 def cells(path, kind):
@@ -49,8 +47,6 @@ def test_all_begin_with_the_same_installation():
 def test_every_cell_runs(path, tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason='needs the packages of ".[test]"')
     nbclient = pytest.importorskip("nbclient", reason='needs the packages of ".[test]"')
-    if path.stem in NEEDS and importlib.util.find_spec(NEEDS[path.stem]) is None:
-        pytest.skip(f"there is no {NEEDS[path.stem]}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # a kernel is a process of its own
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
