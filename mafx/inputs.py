@@ -13,10 +13,13 @@ from mafx import densepose, media
 from mafx.data.clips import TEST_SEEDS, PuppetClip
 from mafx.densepose.align import ALIGNMENTS, Box, Fit, common_crop, cut_labels, cut_picture, fit_body
 from mafx.densepose.finders import FinderOptions, make_finder
+from mafx.densepose.kept import Finder
 from mafx.densepose.motions import MotionOptions, draw_motion, label_picture
+from mafx.densepose.people import Person
 from mafx.densepose.tracks import parse_choice
 from mafx.errors import InputError
 from mafx.media import Size
+from mafx.stamps import Facts
 
 DEFAULT_FRAMES = 16  # of a puppet's motion, and of what is compiled for
 SMALL_SIDE = 256  # smaller videos are enlarged to about this by default
@@ -46,6 +49,8 @@ class FileRequest:
       grid: Whether reference, motion and result are written side by side.
       zoom: How many times the video is enlarged; None enlarges small ones, unless a size is asked for.
       motion_check: What to do when the motion's colours are not DensePose's: "warn", "error" or "off".
+      watcher: Called with the number of frames of `video` in which people were looked for by now. What it raises ends
+        the reading.
     """
 
     reference: str | None = None
@@ -63,6 +68,7 @@ class FileRequest:
     grid: bool = False
     zoom: int | None = None
     motion_check: str = "warn"
+    watcher: Callable[[int], None] | None = None
 
     def __post_init__(self) -> None:
         if self.motion and self.video:
@@ -140,11 +146,30 @@ def _with_drawn_motion(request: FileRequest, video: str, out: Path) -> FileReque
     options = MotionOptions(
         kind="people", person=parse_choice(request.person), stride=request.stride, frames=request.frames
     )
-    report = draw_motion(video, out, options, functools.partial(make_finder, request.finder))
+    report = draw_motion(video, out, options, functools.partial(_make_watched, request))
     log.info("Wrote %s: %s. --motion takes it the next time.", out, report)
     if report.nobody == report.frames:
         raise InputError(f"expected a person in {video}, found nobody in any of its frames")
     return dataclasses.replace(request, video=None, motion=str(out), stride=1, frames=None)
+
+
+def _make_watched(request: FileRequest, fps: Fraction, is_video: bool) -> tuple[Finder, Facts]:
+    finder, facts = make_finder(request.finder, fps, is_video)
+    return (finder if request.watcher is None else WatchedFinder(finder, request.watcher)), facts
+
+
+class WatchedFinder:
+    """A finder that tells after each frame how many it has seen."""
+
+    def __init__(self, finder: Finder, watcher: Callable[[int], None]):
+        self._finder, self._watcher = finder, watcher
+        self.warm_up = finder.warm_up
+
+    def find(self, frames: Iterator[np.ndarray]) -> Iterator[list[Person]]:
+        """As the finder does."""
+        for seen, people in enumerate(self._finder.find(frames), start=1):
+            self._watcher(seen)
+            yield people
 
 
 # -- The driver's body brought to the reference's

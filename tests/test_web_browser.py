@@ -55,7 +55,7 @@ def visit(browser, url, query="", **options):
     page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
     page.goto(f"{url}{query}")
     page.wait_for_selector("#animate", timeout=WAIT)
-    page.wait_for_function("document.querySelector('#verdict').innerText.length > 0", timeout=WAIT)
+    page.wait_for_selector("#verdict [role=status]", timeout=WAIT)
     yield page
     others = [x for x in asked if not x.startswith((url, f"blob:{url}", "data:"))]
     assert asked and not others, others

@@ -29,7 +29,7 @@ PLAYABLE = frozenset({".mp4", ".m4v", ".mov", ".webm"})  # suffixes of what brow
 SIZES = 1, 1.5, 2  # times the model's own, which are offered
 SEEN = {
     "starting": "Starting. The first animation of a size compiles it, which takes a while.",
-    "reading": "Reading the files, and drawing poses where the video has none.",
+    "reading": "Reading the files.",
     "loading": "Loading the model.",
     "writing": "Writing the video.",
 }
@@ -320,7 +320,7 @@ def _sentence_of(update: Update) -> str:
     if not update.total:
         return SEEN[update.part]
     left = "" if update.seconds_left is None else f", {update.seconds_left:.0f} s left"
-    what = {"steps": "Step", "decoding": "Decoding frame"}[update.part]
+    what = {"poses": "Drawing poses, frame", "steps": "Step", "decoding": "Decoding frame"}[update.part]
     return f"{what} {update.done} of {update.total}{left}"
 
 

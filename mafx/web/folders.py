@@ -52,6 +52,8 @@ class TemporaryFolder:
             part = self._part(Path(path))
         except InputError:
             return False
+        if Path(path).resolve().parent == self.path:  # a sub-folder is not a file
+            return False
         with self._lock:
             return part == PUBLIC or owner in self._owners.get(part, ())
 

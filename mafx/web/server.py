@@ -16,6 +16,7 @@ QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "
 
 
 FOLDER = "GRADIO_TEMP_DIR"
+SESSIONS = 500  # whose state Gradio keeps in memory
 SPARE = 20  # of Gradio's places, for what is not an animation
 
 
@@ -48,6 +49,7 @@ class Server:
             prevent_thread_lock=True,
             max_threads=MOST_WAITING + SPARE,  # Gradio lets no more people wait at once
             quiet=True,
+            state_session_capacity=SESSIONS,
             share=False,
             show_error=True,
             footer_links=[],

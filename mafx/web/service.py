@@ -26,7 +26,7 @@ from mafx.inputs import SMALL_SIDE, FileRequest
 from mafx.jobs import Prepared, prepare
 from mafx.media import Size
 from mafx.model import Model
-from mafx.program import Progress
+from mafx.program import Decode, Progress
 from mafx.settings import Settings, setting_arguments
 from mafx.sources import Source
 from mafx.stamps import write_whole
@@ -171,7 +171,7 @@ class Service:
         settings = choices.settings(source.settings)
         out = self.folder.new(person)
         job.report(Update(part="reading"))
-        request = self.request(choices, reference, driving, out)
+        request = self.request(choices, reference, driving, out, job)
         prepared = prepare(request, source, settings, self._memory)
         job.report(Update(part="loading"))
         model = self.model(choices.model)
@@ -184,15 +184,19 @@ class Service:
         seconds = time.perf_counter() - began
         return _write(prepared, model, media.to_uint8(animation.video), out, seconds)
 
-    def request(self, choices: Choices, reference: Path | None, driving: Path | None, out: Path) -> FileRequest:
+    def request(
+        self, choices: Choices, reference: Path | None, driving: Path | None, out: Path, job: Job
+    ) -> FileRequest:
         """What to animate with choices and checked files, where None stands for a puppet's; `out` takes what is made.
 
         Raises:
           InputError: The driving video needs networks that are not here.
         """
         files: dict[str, Any] = {}
+        total = choices.frames
         if driving is not None:
             checked = check_driving(driving)
+            total = min(total, checked.frames or total)
             if checked.kind == "labels":
                 drawn, how = out / "motion.mkv", MotionOptions(frames=choices.frames)
                 draw_motion(checked.path, drawn, how, functools.partial(make_finder, FinderOptions()))
@@ -210,6 +214,7 @@ class Service:
             zoom=zoom_for(size),
             frames=choices.frames,
             finder=self.finder or FinderOptions(),
+            watcher=lambda done: job.report(Update(part="poses", done=min(done, total), total=total)),
         )
 
     def warm_up(self) -> Job:
@@ -245,9 +250,8 @@ class Watch:
         if done := progress.done - self._first:
             left = (now - self._began) / done * (progress.total - progress.done)
         self._job.report(self._update(progress, left))
-        if progress.decode and (frames := self._affordable(now)):
-            self._preview = media.enlarge(np.concatenate([progress.decode(i) for i in frames], axis=1), self._zoom)
-            self._note_cost(now, len(frames))
+        if progress.decode and (pictures := self._decode(progress.decode, now)):
+            self._preview = media.enlarge(np.concatenate(pictures, axis=1), self._zoom)
             self._job.report(self._update(progress, left))
 
     def _update(self, progress: Progress, left: float | None) -> Update:
@@ -259,20 +263,29 @@ class Watch:
             preview=self._preview,
         )
 
-    def _affordable(self, now: float) -> list[int]:
-        """The frames that a preview may show by now, evenly spaced."""
+    def _decode(self, decode: Decode, now: float) -> list[np.ndarray]:
+        """Some frames, evenly spaced: two of them at least, or none, and no more than there is time for."""
         count = min(PREVIEWED, self._frames)
-        if self._cost:
-            budget = PREVIEW_SHARE * (now - self._began) - self._previewing
-            count = min(count, max(0, int(budget / self._cost)))
-        return np.linspace(0, self._frames - 1, count + 2)[1:-1].round().astype(int).tolist()
+        pictures: list[np.ndarray] = []
+        for frame in np.linspace(0, self._frames - 1, count + 2)[1:-1].round().astype(int).tolist():
+            if not self._has_time(now, min(2, count) - len(pictures)):
+                break
+            began = time.perf_counter()
+            pictures.append(decode(frame))
+            self._note_cost(time.perf_counter() - began)
+        return pictures
 
-    def _note_cost(self, began: float, frames: int) -> None:
-        seconds = time.perf_counter() - began
-        if self._cost is None:  # the first one may compile: it tells nothing of the next ones, nor of the steps
+    def _has_time(self, now: float, frames: int) -> bool:
+        """Whether so many frames may be decoded by now, or one. What it costs is not known before two were."""
+        if not self._cost:
+            return True
+        return self._previewing + max(1, frames) * self._cost <= PREVIEW_SHARE * (now - self._began)
+
+    def _note_cost(self, seconds: float) -> None:
+        if self._cost is None:  # the first one may compile: that is not the steps' time, nor the next ones'
             self._cost, self._began = 0.0, self._began + seconds
         else:
-            self._cost, self._previewing = seconds / frames, self._previewing + seconds
+            self._cost, self._previewing = seconds, self._previewing + seconds
 
 
 def _write(prepared: Prepared, model: Model, video: np.ndarray, out: Path, seconds: float) -> Result:

@@ -24,7 +24,8 @@ class Update:
     """How far a job is.
 
     Attributes:
-      part: What goes on, in a word: "waiting", "reading", "loading", "starting", "steps", "decoding", "writing".
+      part: What goes on, in a word: "waiting", "reading", "poses", "loading", "starting", "steps", "decoding",
+        "writing".
       done: How much of it is done; while the job waits, how many jobs are before it.
       total: Of how much; 0 where that has no number.
       seconds_left: Seconds that this part still takes, None where that is not known yet.
