@@ -49,7 +49,7 @@ def service(micro, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def session(service):
-    return make_session(service, CHOICES, None, None, unused_job())
+    return make_session(service, "me", CHOICES, None, None, unused_job())
 
 
 def test_a_look_shows_where_most_of_the_attention_is(session):
@@ -108,7 +108,7 @@ def test_whoever_leaves_ends_the_animation_within_a_step(service):
 
     job.report = leave_after_a_step
     with pytest.raises(CancelledError):
-        make_session(service, CHOICES, None, None, job)
+        make_session(service, "me", CHOICES, None, None, job)
     assert steps == [1]
 
 

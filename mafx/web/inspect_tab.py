@@ -24,7 +24,7 @@ from mafx.inspect.record import Attended, Observation, Places, token_grid
 from mafx.inspect.recording import Point, Recording, point_at, record
 from mafx.inspect.views import chosen_steps, look_inside, middle_of_person
 from mafx.program import plan
-from mafx.web.guard import person_of
+from mafx.web.guard import COOKIE, person_of
 from mafx.web.links import MOST_FRAMES, MOST_STEPS, Choices, make_choices
 from mafx.web.service import Service
 from mafx.web.turns import CancelledError, Job, Update
@@ -101,9 +101,11 @@ class Sessions:
 # -- Work, which waits for its turn
 
 
-def make_session(service: Service, choices: Choices, reference: Path | None, driving: Path | None, job: Job) -> Session:
+def make_session(
+    service: Service, person: str, choices: Choices, reference: Path | None, driving: Path | None, job: Job
+) -> Session:
     """Animate, and keep what it takes to look inside."""
-    source, out = service.source(choices.model), service.folder.new(job.person)
+    source, out = service.source(choices.model), service.folder.new(person)
     settings = choices.settings(source.settings)
     size = choices.size_or(source.size)
     request = service.request(choices, reference, driving, out, job)
@@ -252,7 +254,7 @@ class _Handlers:
         try:
             choices = make_choices({"model": model, "frames": frames, "steps": steps, "seed": seed})
             files = self._checked(reference, check_picture, request), self._checked(driving, check_driving, request)
-            job = self._submit(request, make_session, self._service, choices, *files)
+            job = self._submit(request, make_session, self._service, _person(request), choices, *files)
             try:
                 while not job.is_finished:
                     yield [_sentence(job.update), *nothing]
@@ -290,7 +292,7 @@ class _Handlers:
         Returns: The frame with the place, the heat map, and what is to be said of it.
         """
         try:
-            session, place = self._sessions.get(_person(request)), (_whole(row), _whole(column))
+            session, place = self._sessions.get(_turn(request)), (_whole(row), _whole(column))
             return await self._run(request, look, session, _whole(frame), _whole(step), place, str(layer))
         except InputError as error:
             raise _refusal(error) from error
@@ -298,7 +300,7 @@ class _Handlers:
     async def click(self, frame, step, layer, event: gr.SelectData, request: gr.Request) -> list:
         """The same, of the place that was clicked on in the enlarged picture."""
         try:
-            H, W = self._sessions.get(_person(request)).recording.program.size
+            H, W = self._sessions.get(_turn(request)).recording.program.size
         except InputError as error:
             raise _refusal(error) from error
         side = shown(np.zeros((H, W, 3), np.uint8), SIDE).shape
@@ -309,7 +311,7 @@ class _Handlers:
     async def sheets(self, frame, step, row, column, layer, request: gr.Request) -> str:
         """Everything that `python -m mafx.inspect` shows of a place, in one picture."""
         try:
-            session = self._sessions.get(_person(request))
+            session = self._sessions.get(_turn(request))
             return await self._run(request, all_sheets, session, _whole(frame), (_whole(row), _whole(column)))
         except InputError as error:
             raise _refusal(error) from error
@@ -327,7 +329,7 @@ class _Handlers:
         return path
 
     def _submit(self, request: gr.Request, work: Callable, *arguments: Any) -> Job:
-        return self._service.turns.submit(_person(request), lambda job: work(*arguments, job))
+        return self._service.turns.submit(_turn(request), lambda job: work(*arguments, job))
 
     async def _run(self, request: gr.Request, work: Callable, *arguments: Any) -> Any:
         """What work returns, once it was its turn."""
@@ -339,7 +341,13 @@ class _Handlers:
 
 
 def _person(request: gr.Request) -> str:
-    return person_of(request.cookies, request.session_hash)
+    """Whose files are meant, as the guard knows them."""
+    return person_of(request.cookies.get(COOKIE, ""), request.client.host)
+
+
+def _turn(request: gr.Request) -> str:
+    """Who waits, and whose animation is meant: a browser, or one session of a client without a cookie."""
+    return request.cookies.get(COOKIE) or request.session_hash or _person(request)
 
 
 def _whole(value: Any) -> int:
