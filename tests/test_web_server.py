@@ -86,9 +86,10 @@ def path_of(value):
     return value["video"] if isinstance(value, dict) else value
 
 
-def test_only_the_animation_is_offered_to_clients(page, tmp_path):
+def test_clients_are_offered_the_animation_and_its_inside_alone(page, tmp_path):
     info = client(page[1], tmp_path).view_api(return_format="dict")
-    assert list(info["named_endpoints"]) == ["/animate"] and not info["unnamed_endpoints"]
+    offered = ["/animate", "/look_inside", "/attention", "/inside_pictures"]
+    assert list(info["named_endpoints"]) == offered and not info["unnamed_endpoints"]
     names = [x["parameter_name"] for x in info["named_endpoints"]["/animate"]["parameters"]]
     assert names == ["reference", "driving", "model", "size", "frames", "steps", "guidance", "sampler", "seed"]
 
