@@ -44,7 +44,7 @@ Reading order, in which a module imports only from those before it:
     training: config, sharding, optimiser, averages, step, checkpoints, runs, start, watch, charts, page, loop, fit
     sources, inputs, jobs, densepose.__main__
     inspect: record, recording, pictures, views, parts, __main__
-    web: turns, folders, links, uploads, service, guard, animate_tab, inspect_tab
+    web: turns, folders, links, uploads, service, guard, asking, animate_tab, inspect_tab
     web: imitation, mirror, hall, mirror_tab, page, server, __main__
     pretrained: export, origins, transfers, download
     bundled.release

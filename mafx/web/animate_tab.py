@@ -15,7 +15,7 @@ from PIL import Image
 from mafx.diffusion.samplers import SAMPLERS
 from mafx.errors import InputError
 from mafx.media import Size
-from mafx.web.guard import COOKIE, person_of
+from mafx.web.asking import File, path_of, person_who_asks, refusal, sentence, turn_of
 from mafx.web.links import KINDS, MOST_FRAMES, MOST_STEPS, Choices, from_query, make_choices, to_query
 from mafx.web.service import Result, Service
 from mafx.web.turns import CancelledError, Job, Update
@@ -33,8 +33,6 @@ SEEN = {
     "loading": "Loading the model.",
     "writing": "Writing the video.",
 }
-
-File = dict[str, Any] | None  # a file as Gradio's page sends it
 
 
 def add_tab(service: Service) -> None:
@@ -126,7 +124,7 @@ class _Handlers:
             choices = from_query(request.request.url.query)
             self._service.source(choices.model)
         except InputError as error:
-            problem = _line(f"This link is not used: {_sentence(error)}", "problem")
+            problem = _line(f"This link is not used: {sentence(error)}", "problem")
             return [*self._fill(DEFAULTS), gr.skip(), gr.skip(), problem, _link(DEFAULTS, request)]
         return [*self._fill(choices), *self._shown(choices, None, None, request)]
 
@@ -142,14 +140,14 @@ class _Handlers:
             choices = _choices(model, size, frames, steps, guidance, sampler, seed)
             return self._shown(choices, reference, driving, request)
         except InputError as error:
-            return [gr.skip(), gr.skip(), _line(_sentence(error), "problem"), ""]
+            return [gr.skip(), gr.skip(), _line(sentence(error), "problem"), ""]
 
     def look_at_picture(self, picture: File, request: gr.Request) -> list:
         """What is said of an uploaded picture; it goes where it cannot be used."""
         try:
             h, w = check_picture(self._uploaded(picture, request))
         except InputError as error:
-            return [None, _line(f"The picture is not used: {_sentence(error)}", "problem")]
+            return [None, _line(f"The picture is not used: {sentence(error)}", "problem")]
         return [gr.skip(), _line(f"The picture has {h}x{w} pixels (rows x columns).")]
 
     def look_at_video(self, video: File, request: gr.Request) -> list:
@@ -157,7 +155,7 @@ class _Handlers:
         try:
             driving = check_driving(self._uploaded(video, request))
         except InputError as error:
-            return [None, _line(f"The video is not used: {_sentence(error)}", "problem")]
+            return [None, _line(f"The video is not used: {sentence(error)}", "problem")]
         seen = "" if driving.path.suffix.lower() in PLAYABLE else " Browsers do not play this kind of file; it is used."
         return [gr.skip(), _line(f"{driving.verdict}{seen}")]
 
@@ -180,10 +178,10 @@ class _Handlers:
         """
         try:
             choices = _choices(model, size, frames, steps, guidance, sampler, seed)
-            picture, video, person = _path(reference), _path(driving), _person(request)
-            job = await asyncio.to_thread(self._service.animate, person, choices, picture, video, _turn(request))
+            picture, video, person = path_of(reference), path_of(driving), person_who_asks(request)
+            job = await asyncio.to_thread(self._service.animate, person, choices, picture, video, turn_of(request))
         except InputError as error:
-            raise _refusal(error) from error
+            raise refusal(error) from error
         try:
             async for update in _watch(job):
                 yield [gr.skip(), gr.skip(), gr.skip(), _progress(update)]
@@ -193,15 +191,15 @@ class _Handlers:
 
     def cancel(self, request: gr.Request) -> None:
         """Cancel the animations of whoever asks."""
-        self._service.turns.cancel(_turn(request))
+        self._service.turns.cancel(turn_of(request))
 
     # -- Parts of the above
 
     def _uploaded(self, file: File, request: gr.Request) -> Path:
-        path = _path(file)
+        path = path_of(file)
         if path is None:
             raise InputError("expected a file, found none")
-        return self._service.folder.check(path, _person(request))
+        return self._service.folder.check(path, person_who_asks(request))
 
     def _fill(self, choices: Choices) -> list:
         """Values for the components of the settings."""
@@ -218,10 +216,10 @@ class _Handlers:
         """
         size = choices.size_or(self._service.source(choices.model).size)
         puppet = self._service.puppet(choices.seed, size, choices.frames)
-        paths = [_path(file) for file in (reference, driving)]
+        paths = [path_of(file) for file in (reference, driving)]
         own = [None if path is None or self._service.is_puppet(path) else path for path in paths]
         files = [gr.skip() if kept else str(new) for kept, new in zip(own, puppet, strict=True)]
-        moved = self._service.folder.check(own[1], _person(request)) if own[1] else puppet[1]
+        moved = self._service.folder.check(own[1], person_who_asks(request)) if own[1] else puppet[1]
         verdict = check_driving(moved).verdict
         return [*files, _line(verdict if own[1] else f"A drawn puppet. {verdict}"), _link(choices, request)]
 
@@ -243,7 +241,7 @@ def _finished(job: Job) -> list:
     if job.is_cancelled or isinstance(job.error, CancelledError):
         return [gr.skip(), gr.skip(), gr.skip(), _line("Cancelled.")]
     if isinstance(job.error, InputError):
-        raise _refusal(job.error)
+        raise refusal(job.error)
     if job.error is not None:
         raise gr.Error("Something went wrong; the server's log says what.", duration=None, print_exception=False)
     result: Result = job.result
@@ -262,21 +260,6 @@ def _choices(model, size, frames, steps, guidance, sampler, seed) -> Choices:
     return make_choices(dict(zip(KINDS, (model, size, frames, steps, guidance, sampler, seed), strict=True)))
 
 
-def _path(file: File) -> Path | None:
-    """Where a file lies that the page, or a client, names."""
-    return Path(file["path"]) if isinstance(file, dict) and isinstance(file.get("path"), str) else None
-
-
-def _person(request: gr.Request) -> str:
-    """Whose files are meant."""
-    return person_of(request.cookies.get(COOKIE, ""), request.client.host)
-
-
-def _turn(request: gr.Request) -> str:
-    """Who waits: a browser, or one of several clients that have no cookie."""
-    return request.cookies.get(COOKIE) or request.session_hash or _person(request)
-
-
 def _link(choices: Choices, request: gr.Request) -> str:
     base, query = str(request.request.base_url), to_query(choices)
     return f"{base.partition('gradio_api')[0]}{'?' if query else ''}{query}"
@@ -292,15 +275,6 @@ def _sizes(size: Size) -> list[str]:
 
 
 # -- Words
-
-
-def _sentence(error: InputError) -> str:
-    text = str(error)
-    return f"{text[:1].upper()}{text[1:]}."
-
-
-def _refusal(error: InputError) -> gr.Error:
-    return gr.Error(_sentence(error), duration=None, title="Not possible", print_exception=False)
 
 
 def _line(text: str, kind: str = "note") -> str:

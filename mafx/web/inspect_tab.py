@@ -24,7 +24,7 @@ from mafx.inspect.record import Attended, Observation, Places, token_grid
 from mafx.inspect.recording import Point, Recording, point_at, record
 from mafx.inspect.views import chosen_steps, look_inside, middle_of_person
 from mafx.program import plan
-from mafx.web.guard import COOKIE, person_of
+from mafx.web.asking import File, path_of, person_who_asks, refusal, turn_of
 from mafx.web.links import MOST_FRAMES, MOST_STEPS, Choices, make_choices
 from mafx.web.service import Service
 from mafx.web.turns import CancelledError, Job, Update
@@ -36,8 +36,6 @@ SIDE = 384  # pixels of the pictures
 POLL_SECONDS = 0.2
 START = "Press the button: the puppet needs no upload. Then click on the frame."
 QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": True, "concurrency_limit": None, "preprocess": False}
-
-File = dict[str, Any] | None  # a file as Gradio's page sends it
 
 
 @dataclasses.dataclass
@@ -254,7 +252,7 @@ class _Handlers:
         try:
             choices = make_choices({"model": model, "frames": frames, "steps": steps, "seed": seed})
             files = self._checked(reference, check_picture, request), self._checked(driving, check_driving, request)
-            job = self._submit(request, make_session, self._service, _person(request), choices, *files)
+            job = self._submit(request, make_session, self._service, person_who_asks(request), choices, *files)
             try:
                 while not job.is_finished:
                     yield [_sentence(job.update), *nothing]
@@ -265,7 +263,7 @@ class _Handlers:
             self._sessions.keep(job.person, session)
             first = await self._first_look(session, request)
         except (InputError, CancelledError) as error:
-            raise _refusal(error) from error
+            raise refusal(error) from error
         made = f"{session.recording.frames} frames in {session.recording.steps} steps"
         yield [f"Done: {made}. Click on the frame.", *first]
 
@@ -292,17 +290,17 @@ class _Handlers:
         Returns: The frame with the place, the heat map, and what is to be said of it.
         """
         try:
-            session, place = self._sessions.get(_turn(request)), (_whole(row), _whole(column))
+            session, place = self._sessions.get(turn_of(request)), (_whole(row), _whole(column))
             return await self._run(request, look, session, _whole(frame), _whole(step), place, str(layer))
         except InputError as error:
-            raise _refusal(error) from error
+            raise refusal(error) from error
 
     async def click(self, frame, step, layer, event: gr.SelectData, request: gr.Request) -> list:
         """The same, of the place that was clicked on in the enlarged picture."""
         try:
-            H, W = self._sessions.get(_turn(request)).recording.program.size
+            H, W = self._sessions.get(turn_of(request)).recording.program.size
         except InputError as error:
-            raise _refusal(error) from error
+            raise refusal(error) from error
         side = shown(np.zeros((H, W, 3), np.uint8), SIDE).shape
         x, y = event.index
         place = min(H - 1, int(y * H / side[0])), min(W - 1, int(x * W / side[1]))
@@ -311,25 +309,23 @@ class _Handlers:
     async def sheets(self, frame, step, row, column, layer, request: gr.Request) -> str:
         """Everything that `python -m mafx.inspect` shows of a place, in one picture."""
         try:
-            session = self._sessions.get(_turn(request))
+            session = self._sessions.get(turn_of(request))
             return await self._run(request, all_sheets, session, _whole(frame), (_whole(row), _whole(column)))
         except InputError as error:
-            raise _refusal(error) from error
+            raise refusal(error) from error
 
     # -- Parts of the above
 
     def _checked(self, file: File, check: Callable[[Path], Any], request: gr.Request) -> Path | None:
         """Where an uploaded file lies, once it is checked; None where a puppet stands in."""
-        if not isinstance(file, dict) or not isinstance(file.get("path"), str):
+        path = path_of(file)
+        if path is None or self._service.is_puppet(path):
             return None
-        path = Path(file["path"])
-        if self._service.is_puppet(path):
-            return None
-        check(self._service.folder.check(path, _person(request)))
+        check(self._service.folder.check(path, person_who_asks(request)))
         return path
 
     def _submit(self, request: gr.Request, work: Callable, *arguments: Any) -> Job:
-        return self._service.turns.submit(_turn(request), lambda job: work(*arguments, job))
+        return self._service.turns.submit(turn_of(request), lambda job: work(*arguments, job))
 
     async def _run(self, request: gr.Request, work: Callable, *arguments: Any) -> Any:
         """What work returns, once it was its turn."""
@@ -338,16 +334,6 @@ class _Handlers:
             return await asyncio.to_thread(job.wait)
         finally:
             self._service.turns.withdraw(job)
-
-
-def _person(request: gr.Request) -> str:
-    """Whose files are meant, as the guard knows them."""
-    return person_of(request.cookies.get(COOKIE, ""), request.client.host)
-
-
-def _turn(request: gr.Request) -> str:
-    """Who waits, and whose animation is meant: a browser, or one session of a client without a cookie."""
-    return request.cookies.get(COOKIE) or request.session_hash or _person(request)
 
 
 def _whole(value: Any) -> int:
@@ -361,7 +347,3 @@ def _sentence(update: Update) -> str:
     if update.part == "waiting":
         return f"Waiting: {update.done} before you."
     return f"Step {update.done} of {update.total}." if update.total else f"{update.part.capitalize()}."
-
-
-def _refusal(error: Exception) -> gr.Error:
-    return gr.Error(f"{error}.", duration=None, title="Not possible", print_exception=False)
