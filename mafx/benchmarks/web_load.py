@@ -1,4 +1,6 @@
-"""Many people on the page at once: python -m mafx.benchmarks.web_load --clients 50 --seconds 600
+"""Many people on the page at once.
+
+    python -m mafx.benchmarks.web_load --clients 50 --seconds 600
 
 It starts the page in a process of its own, on this machine only. Each client uploads a picture, asks for an animation,
 waits for it, fetches it, tries to fetch somebody else's, and begins again. Some leave while they wait. It ends by
