@@ -129,8 +129,8 @@ def read_report(workdir: Path, config: ml_collections.ConfigDict, done: int) -> 
 
 def fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """Values of JSON by names with dots."""
-    plain = (x.to_dict() if isinstance(x, ml_collections.ConfigDict) else x for x in flat_config(config).values())
-    return dict(zip(flat_config(config), plain, strict=True))
+    is_tree = ml_collections.ConfigDict
+    return {name: x.to_dict() if isinstance(x, is_tree) else x for name, x in flat_config(config).items()}
 
 
 def spread(steps: Sequence[int]) -> list[int]:

@@ -1,21 +1,18 @@
 """The first tab of the page: a picture and a driving video in, a video out."""
 
 import asyncio
-import base64
 import html
-import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 
 from mafx.diffusion.samplers import SAMPLERS
 from mafx.errors import InputError
 from mafx.media import Size
-from mafx.web.asking import File, path_of, person_who_asks, refusal, sentence, turn_of
+from mafx.web.asking import File, data_url, path_of, person_who_asks, refusal, sentence, turn_of
 from mafx.web.links import KINDS, MOST_FRAMES, MOST_STEPS, Choices, from_query, make_choices, to_query
 from mafx.web.service import Result, Service
 from mafx.web.turns import CancelledError, Job, Update
@@ -301,7 +298,5 @@ def _sentence_of(update: Update) -> str:
 def _picture(preview: np.ndarray | None) -> str:
     if preview is None:
         return ""
-    file = io.BytesIO()
-    Image.fromarray(preview).save(file, "WEBP", quality=PREVIEW_QUALITY)
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img class="mafx-preview" alt="Preview of some frames" src="data:image/webp;base64,{data}">'
+    source = data_url(preview, "webp", quality=PREVIEW_QUALITY)
+    return f'<img class="mafx-preview" alt="Preview of some frames" src="{source}">'

@@ -16,7 +16,6 @@ from typing import Annotated, Any
 
 import gradio as gr
 import numpy as np
-from PIL import Image
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import BaseRoute, Route
@@ -25,7 +24,7 @@ from mafx import media
 from mafx.densepose.finders import landmark_networks
 from mafx.errors import InputError, refusals
 from mafx.files import Range, check_value
-from mafx.web.guard import COOKIE, person_of
+from mafx.web.asking import data_url, person_who_asks
 from mafx.web.hall import DroppedError, EndedError, Hall
 from mafx.web.links import MOST_STEPS
 from mafx.web.mirror import Mirror, Shown
@@ -173,8 +172,7 @@ def _answering(door: Callable[[Any, str], Awaitable[dict]]) -> Callable[[Request
         try:
             with refusals("expected JSON"):
                 content = await request.json()
-            address = request.client.host if request.client else ""
-            return JSONResponse(await door(content, person_of(request.cookies.get(COOKIE, ""), address)))
+            return JSONResponse(await door(content, person_who_asks(request)))
         except InputError as error:
             return JSONResponse({"error": str(error)}, 400)
         except DroppedError as error:
@@ -202,6 +200,4 @@ def read_picture(url: str) -> np.ndarray:
 
 def write_picture(picture: np.ndarray) -> str:
     """A picture uint8 `H W 3` as a data URL."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "JPEG", quality=QUALITY, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_url(picture, "jpeg", quality=QUALITY, subsampling=0)
