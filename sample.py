@@ -135,7 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
         claim_card()
     join_processes(args)
     keep_programs(args.cache)
-    source = find_source(args.pretrained, args.workdir, args.checkpoint)
+    source = find_source(args.pretrained, args.workdir, args.checkpoint, args.lora)
     settings = Settings(**source.settings | setting_flags(args))
     dtype = network_dtype(args.dtype or default_dtype()).name
     with memory_advice(ADVICE):

@@ -35,6 +35,7 @@ Reading order, in which a module imports only from those before it:
     models: autoencoder, text, ablated, animator
     placing, model
     pretrained: pickles, formats, names, configs, layout
+    low_rank
     bundled
     compiling, progress, flops, settings, steps, sampling, budget, program, animation
     densepose: layers, resnet, proposals, roi, heads, rcnn, rcnn_weights, rcnn_run, dumps

@@ -89,6 +89,7 @@ def add_source_flags(add: Callable[..., object]) -> None:
     add("--pretrained", metavar="FOLDER", help="Folder of published weights.")
     add("--workdir", metavar="RUN", help="Work folder of a training run.")
     add("--checkpoint", default="latest", help="Of --workdir: a step, latest, or best (default latest).")
+    add("--lora", metavar="FILE", help="Low-rank update that is added to the model's weights.")
 
 
 def add_input_flags(add: Callable[..., object]) -> None:

@@ -14,6 +14,7 @@ from mafx.bundled import bundled_config, load_bundled
 from mafx.commands import expand_home
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
+from mafx.low_rank import apply_update, model_fingerprint, read_update
 from mafx.media import Size
 from mafx.model import Model
 from mafx.models.animator import AnimatorConfig
@@ -23,6 +24,8 @@ from mafx.pretrained.layout import load_pretrained
 from mafx.training.runs import CONFIG_FILE, load_run, model_sizes, read_config
 
 BUNDLED = "bundled"  # the name of the bundled model among several
+log = logging.getLogger("mafx")
+
 log = logging.getLogger("mafx")
 
 
@@ -124,6 +127,23 @@ def _trained_source(
         data=config.data,
         load=load,
     )
+
+
+def with_update(source: Source, path: Path) -> Source:
+    """A source whose models have a low-rank update added, see `mafx.low_rank`.
+
+    Raises:
+      InputError: The file is none.
+    """
+    update = read_update(path)
+
+    def load(dtype: str) -> Model:
+        model = source.load(dtype)
+        if model_fingerprint(model) != update.base:
+            log.warning("%s was trained on other weights than those of %s.", path, source.name)
+        return apply_update(model, update)
+
+    return dataclasses.replace(source, name=f"{source.name} with {path}", load=load)
 
 
 def default_dtype() -> str:

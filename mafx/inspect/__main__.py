@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     prepare_folder(args.out, SHARES if args.split else FIGURES, args.overwrite)
     keep_programs(args.cache)
-    source = find_source(args.pretrained, args.workdir, args.checkpoint)
+    source = find_source(args.pretrained, args.workdir, args.checkpoint, args.lora)
     chosen = source.settings | setting_flags(args)
     if "steps" not in args:
         chosen.pop("steps", None)  # a model that needs one step still shows more in several

@@ -2,14 +2,17 @@
 
 python -m mafx.pretrained.export RUNS/temporal OUT --checkpoint best
 python -m mafx.pretrained.export bundled OUT
+python -m mafx.pretrained.export RUNS/personal person.safetensors --low_rank    # for sample.py --lora
 """
 
 import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mafx.commands import Parser, expand_home, run_command
+from mafx.errors import InputError
 
 NAME = "python -m mafx.pretrained.export"
 BUNDLED = "bundled"  # names the bundled model instead of a work folder
@@ -31,6 +34,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help='Which checkpoint of the work folder: "latest", "best" or a step (default: latest).',
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="Of the tensors (default: float32).")
+    parser.add_argument(
+        "--low_rank", action="store_true", help="Write the low-rank update of the run alone, as a file."
+    )
     return parser.parse_args(arguments)
 
 
@@ -41,6 +47,9 @@ def export(args: argparse.Namespace) -> None:
     from mafx.pretrained.layout import save_pretrained  # noqa: PLC0415
 
     out = expand_home(args.out)
+    if args.low_rank:
+        export_update(args.run, args.checkpoint, out)
+        return
     if args.run == BUNDLED:
         model = load_bundled(args.dtype)
     else:
@@ -50,6 +59,18 @@ def export(args: argparse.Namespace) -> None:
     save_pretrained(model, out)
     megabytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) / 1e6
     log.info("Wrote %s in %s: %.1f MB, %s.", model.source, out, megabytes, args.dtype)
+
+
+def export_update(run: str, checkpoint: str, out: Path) -> None:
+    """Write the low-rank update that a run has trained."""
+    from mafx.low_rank import write_update  # noqa: PLC0415
+    from mafx.training.runs import load_update  # noqa: PLC0415
+
+    if out.exists() or out.suffix != ".safetensors":
+        raise InputError(f"expected the name of a new .safetensors file, found {out}")
+    update = load_update(expand_home(run), checkpoint)
+    write_update(out, update)
+    log.info("Wrote %s: %d kernels, %.1f MB.", out, len(update.pairs), out.stat().st_size / 1e6)
 
 
 if __name__ == "__main__":

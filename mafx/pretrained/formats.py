@@ -98,13 +98,16 @@ class Safetensors:
 
     The library `safetensors` accepts names that appear twice, and dtypes that NumPy does not have. So the header, which
     is JSON, is read like all JSON.
+
+    Attributes:
+      metadata: What the header says besides.
     """
 
     def __init__(self, path: Path):
         self.path = path
         check_regular(path)
         with refusals(f"{path} is not a whole safetensors file; download it again"):
-            self._start, entries = _read_header(path)
+            self._start, entries, self.metadata = _read_header(path)
             self._entries = _check_entries(path, entries, path.stat().st_size - self._start)
         self.shapes = {name: entry.shape for name, entry in self._entries.items()}
 
@@ -116,8 +119,8 @@ class Safetensors:
             return x.reshape(entry.shape)
 
 
-def _read_header(path: Path) -> tuple[int, dict[str, Entry]]:
-    """Where the data begin, and what they are."""
+def _read_header(path: Path) -> tuple[int, dict[str, Entry], dict[str, str]]:
+    """Where the data begin, what they are, and what is said besides."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= path.stat().st_size - 8:
@@ -125,8 +128,8 @@ def _read_header(path: Path) -> tuple[int, dict[str, Entry]]:
         JSON_BYTES.check(f"the header of {path}", length)
         header = file.read(length)
     content = parse_json(header, f"the header of {path}")
-    content.pop("__metadata__", None)
-    return 8 + length, check_value(content, dict[str, Entry], str(path))
+    metadata = {name: str(x) for name, x in (content.pop("__metadata__", None) or {}).items()}
+    return 8 + length, check_value(content, dict[str, Entry], str(path)), metadata
 
 
 def _check_entries(path: Path, entries: dict[str, Entry], size: int) -> dict[str, Entry]:
@@ -514,11 +517,11 @@ def _array_of(where: str, pickled: _PickledArray) -> np.ndarray:
 # -- Writing
 
 
-def write_safetensors(path: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Write a `.safetensors` file, marked as PyTorch's as the published tools demand."""
+def write_safetensors(path: Path, tensors: dict[str, np.ndarray], metadata: dict[str, str] | None = None) -> None:
+    """Write a `.safetensors` file, marked as PyTorch's as the published tools demand. Its header has `metadata` too."""
     contiguous = {name: np.asarray(x, order="C") for name, x in tensors.items()}
     try:
-        safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"})
+        safetensors.numpy.save_file(contiguous, path, metadata={"format": "pt"} | (metadata or {}))
     except safetensors.SafetensorError as error:  # it has no other word for a full disk
         raise OSError(str(error)) from error
     umask = os.umask(0)  # can only be asked by setting it

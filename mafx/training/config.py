@@ -29,6 +29,9 @@ TRAINS = {
     "temporal": (("/pe$", False), ("motion_modules", True), (".*", False)),
 }
 
+ATTENTION = r"^(unet|appearance)/.*/attentions_\d+/.*/to_(q|k|v|out)"  # spatial attention, self and cross
+LOW_RANK = (("^low_rank/", True), (".*", False))  # what is trained where there are updates
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -107,6 +110,9 @@ def _set_model(c: ml_collections.ConfigDict, stage: str) -> None:
     c.networks.renders = RENDERS[0]
     c.init_from = ""  # work folder of the stage before, or folder of published weights
     c.train_only = TRAINS[stage]
+    c.low_rank = ml_collections.ConfigDict()  # see mafx.low_rank; its arrays are named low_rank/KERNEL/a and b
+    c.low_rank.rank = 0  # of the updates; 0 means that there are none
+    c.low_rank.kernels = ATTENTION  # pattern of the names of kernels that have one
     c.dtype = (
         "bfloat16"  # of computation and frozen parameters: or float32, or float16; masters and averages are float32
     )
@@ -248,7 +254,7 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
     counts = ["batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames"]
     counts += ["keep", "data.stride"]
     amounts = ["warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers"]
-    amounts += ["loss.person"]
+    amounts += ["loss.person", "low_rank.rank"]
     for names, rule in ((shares, share), (counts, _at_least(1)), (amounts, _at_least(0))):
         rules |= dict.fromkeys(names, rule)
     return rules

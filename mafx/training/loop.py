@@ -28,6 +28,7 @@ from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError, is_out_of_memory
 from mafx.flops import count_flops, matmul_rate
 from mafx.interrupts import instead_of_leaving
+from mafx.low_rank import add_update
 from mafx.model import Model
 from mafx.models.animator import Animator
 from mafx.models.kernels import fast_dtype
@@ -302,7 +303,8 @@ class Run:
 
     def _animate(self, held_out: Sequence[Clip]) -> tuple[dict[str, float], np.ndarray]:
         config = self.config
-        params = unflatten(gather(self.state.frozen | self.state.ema, self.mesh, jnp.dtype(config.dtype)))
+        whole = gather(self.state.frozen | self.state.ema, self.mesh, jnp.dtype(config.dtype))
+        params = unflatten(add_update(whole))
         model = Model(self.sizes, params, self.tokenizer, Schedule(**config.schedule), self.options.size)
         clips = held_out[: config.show_clips]
         return show(model, clips, self.options, config.show_frames, config.show_guidance)

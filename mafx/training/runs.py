@@ -17,6 +17,7 @@ from mafx.data.clips import Clip, fingerprint_clips
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError, refusals
 from mafx.files import Range, check_finite, check_value, read_json
+from mafx.low_rank import Update, add_update, base_fingerprint, pairs_of, weights_of
 from mafx.model import Model, network_dtype
 from mafx.models.animator import SIZES, AnimatorConfig
 from mafx.models.text import Tokenizer
@@ -77,6 +78,8 @@ def run_facts(config: ml_collections.ConfigDict, clips: Sequence[Clip], images: 
     """
     fields = {f"config.{name}": json.loads(config[name].to_json()) for name in ("networks", "schedule")}
     fields |= {f"config.{name}": config[name] for name in KEPT_FIELDS}
+    if config.low_rank.rank:
+        fields["config.low_rank"] = json.loads(config.low_rank.to_json())
     data = {"config.data": fingerprint_clips(clips), "config.images": fingerprint_clips(images)}
     return fields | data | {"version": mafx.__version__}
 
@@ -132,7 +135,7 @@ def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoi
     workdir, dtype = expand_home(workdir), network_dtype(dtype)
     flat, stamp = read_parameters(workdir, checkpoint, lambda flat: dict.fromkeys(flat, host_sharding()))
     config = usable_config(stamp["config"], f"the config of a checkpoint of {workdir}")
-    sizes = model_sizes(config)
+    flat, sizes = add_update(flat), model_sizes(config)
     for name, x in flat.items():
         check_finite(np.asarray(x), f"{workdir}: {name}")
     return Model(
@@ -144,6 +147,20 @@ def load_run(workdir: str | Path, dtype: jnp.dtype | str = jnp.float32, checkpoi
         source=f"{workdir} ({checkpoint} checkpoint)",
         origin=origin_of(stamp),
     )
+
+
+def load_update(workdir: str | Path, checkpoint: int | str = "latest") -> Update:
+    """The low-rank update that a run has trained, to be kept in a file of its own.
+
+    Raises:
+      InputError: Where there is no such run or checkpoint, or it trained none.
+    """
+    workdir = expand_home(workdir)
+    flat, _ = read_parameters(workdir, checkpoint, lambda flat: dict.fromkeys(flat, host_sharding()))
+    if not (pairs := pairs_of(flat)):
+        raise InputError(f"expected a run with config.low_rank.rank above 0, found {workdir}, which trained weights")
+    base = base_fingerprint(weights_of(flat))
+    return Update({name: (np.asarray(a), np.asarray(b)) for name, (a, b) in pairs.items()}, base)
 
 
 def keep_vocabulary(texts: dict[str, str], workdir: Path) -> None:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from mafx.commands import expand_home
 from mafx.errors import InputError
+from mafx.low_rank import add_update
 from mafx.models.animator import AnimatorConfig, parameter_shapes
 from mafx.models.temporal import frame_sinusoid
 from mafx.pretrained.layout import load_stable_diffusion
@@ -27,6 +28,7 @@ from mafx.training.step import (
     TrainState,
     flatten,
     init_state,
+    run_shapes,
     state_maker,
     state_sharding,
     step_state,
@@ -53,7 +55,7 @@ def start(
     """
     if checkpoints.latest is not None:
         checkpoints.check()
-    shapes = jax.eval_shape(state_maker(config), parameter_shapes(sizes))
+    shapes = jax.eval_shape(state_maker(config), run_shapes(config, sizes))
     sharding = state_sharding(config, mesh, shapes)
     if checkpoints.latest is not None:
         abstract = jax.tree.map(
@@ -81,7 +83,7 @@ def start(
 def _initial_parameters(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, workdir: Path) -> Flat:
     """All parameters, from what `config.init_from` has, the UNet, and random numbers."""
     params = _given_parameters(config, sizes, mesh, workdir)
-    shapes = flatten(parameter_shapes(sizes))
+    shapes = flatten(run_shapes(config, sizes))
     copies = {name: twin for name in shapes if name not in params and (twin := _twin(name, shapes))}
     missing = {name: x for name, x in shapes.items() if name not in params and name not in copies}
     if missing:
@@ -111,10 +113,11 @@ def initial_value(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     kind = name.rsplit("/", 1)[-1]
     if kind == "pe":
         return frame_sinusoid(*shape)
-    if kind in ("bias", "scale") or re.search(ZEROS, name):
+    if kind in ("bias", "scale", "b") or re.search(ZEROS, name):
         return np.full(shape, kind == "scale", np.float32)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
-    deviation = {"kernel": math.prod(shape[:-1]) ** -0.5, "embedding": EMBEDDING_DEVIATION}[kind]
+    fan_in = math.prod(shape[:-1]) ** -0.5
+    deviation = {"kernel": fan_in, "a": fan_in, "embedding": EMBEDDING_DEVIATION}[kind]
     return np.float32(deviation) * rng.standard_normal(shape, np.float32)
 
 
@@ -136,7 +139,7 @@ def _given_parameters(config: ml_collections.ConfigDict, sizes: AnimatorConfig, 
     if not config.init_from:
         return {}
     if (folder / "checkpoints").is_dir():
-        params, _ = read_parameters(folder, sharding=functools.partial(parameter_sharding, mesh))
+        params = add_update(read_parameters(folder, sharding=functools.partial(parameter_sharding, mesh))[0])
         _check_shapes(params, flatten(parameter_shapes(sizes)), folder)
         found = [name for name in VOCABULARY_FILES if (folder / name).is_file()]
         keep_vocabulary({name: (folder / name).read_text("utf-8") for name in found}, workdir)

@@ -24,6 +24,7 @@ from mafx.densepose import BACKGROUND
 from mafx.diffusion.losses import corrupt, loss_weights
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
+from mafx.low_rank import add_update, update_shapes
 from mafx.models.animator import Animator, AnimatorConfig, parameter_shapes
 from mafx.models.attention import PartialBank
 from mafx.training.averages import average, in_main_memory
@@ -94,6 +95,14 @@ class TrainState(NamedTuple):
     loss_scale: DynamicScale | None = None
 
 
+def run_shapes(config: ml_collections.ConfigDict, sizes: AnimatorConfig) -> dict:
+    """The shapes of a run's parameters, nested: those of its networks, and of an update where it trains one."""
+    shapes = flatten(parameter_shapes(sizes))
+    if config.low_rank.rank:
+        shapes |= update_shapes(shapes, config.low_rank.kernels, config.low_rank.rank)
+    return unflatten(shapes)
+
+
 def init_state(
     params: dict, rules: Sequence[tuple[str, bool]], optimiser: optax.GradientTransformation, dtype: jnp.dtype
 ) -> TrainState:
@@ -142,7 +151,7 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
     """
 
     def loss(flat: Flat, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        params = {"params": unflatten(flat)}
+        params = {"params": unflatten(add_update(flat))}
         dtype = next(iter(flat.values())).dtype
 
         def apply(method: str, *args):
@@ -358,7 +367,7 @@ def jit_step(
 
 def trace_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: Mesh, batch: int) -> jax.stages.Traced:
     """The training step of a run on shapes alone, with `batch` examples per device at once."""
-    state = step_state(config, jax.eval_shape(state_maker(config), parameter_shapes(sizes)))
+    state = step_state(config, jax.eval_shape(state_maker(config), run_shapes(config, sizes)))
     b, f, (H, W) = batch * mesh.size, config.data.frames, config.data.size
     shape, dtype = (H, W, 3), jnp.uint8
     if config.data.latent_cache:
