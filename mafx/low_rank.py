@@ -6,6 +6,7 @@ parameters the pair of a kernel NAME is "low_rank/NAME/a" and "low_rank/NAME/b".
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ from mafx.stamps import fingerprint
 
 ROOT = "low_rank/"
 HALVES = ("a", "b")
-BASE = "base"  # in the header of a file: fingerprint of the weights that an update was trained on
+BASE = "base"  # in the header of a file, see `Update`
 Pair = tuple[Any, Any]
 
 
@@ -82,7 +83,7 @@ class Update:
 
     Attributes:
       pairs: float32 a and b by the names of their kernels.
-      base: Fingerprint of the weights that it was trained on.
+      base: Fingerprint of the weights that it was trained on; empty where it is not known, see `base_fingerprint`.
     """
 
     pairs: dict[str, Pair]
@@ -90,13 +91,20 @@ class Update:
 
 
 def base_fingerprint(weights: Mapping[str, Any]) -> str:
-    """What tells the weights that an update belongs to from others, whether they are loaded in 32 or 16 bits."""
-    return fingerprint({name: np.asarray(x).astype(jnp.bfloat16) for name, x in weights.items()})
+    """What tells the weights that an update belongs to from others, alike for float32 and bfloat16.
+
+    It is empty for float16, from which what the same weights are in bfloat16 does not follow.
+    """
+    arrays = {name: np.asarray(x) for name, x in weights.items()}
+    if any(x.dtype == np.float16 for x in arrays.values()):
+        return ""
+    return fingerprint({name: x.astype(jnp.bfloat16) for name, x in arrays.items()})
 
 
-def model_fingerprint(model: Model) -> str:
-    """`base_fingerprint` of a loaded model."""
-    return base_fingerprint(flax.traverse_util.flatten_dict(model.params, sep="/"))
+def is_base(model: Model, update: Update) -> bool:
+    """Whether an update was trained on these weights; true where that cannot be told."""
+    found = base_fingerprint(flax.traverse_util.flatten_dict(model.params, sep="/"))
+    return not (found and update.base) or found == update.base
 
 
 def write_update(path: Path, update: Update) -> None:
@@ -117,8 +125,9 @@ def read_update(path: Path) -> Update:
     """
     file = Safetensors(path)
     names = sorted({name.rpartition(".")[0] for name in file.shapes})
-    if BASE not in file.metadata or {f"{name}.{half}" for name in names for half in HALVES} != set(file.shapes):
-        raise InputError(f"expected a low-rank update of mafx, with tensors NAME.a and NAME.b, found {path}")
+    expected = {f"{name}.{half}" for name in names for half in HALVES}
+    if BASE not in file.metadata or expected != set(file.shapes) or any(len(x) != 2 for x in file.shapes.values()):
+        raise InputError(f"expected a low-rank update of mafx, with matrices NAME.a and NAME.b, found {path}")
 
     def read(name: str) -> np.ndarray:
         return check_finite(file.read(name).astype(np.float32), f"{path}: {name}")
@@ -135,7 +144,7 @@ def apply_update(model: Model, update: Update) -> Model:
     weights = flax.traverse_util.flatten_dict(model.params, sep="/")
     for name, (a, b) in update.pairs.items():
         expected = weights[name].shape if name in weights else None
-        fits = expected and (*a.shape, *b.shape) == (int(np.prod(expected[:-1])), len(b), a.shape[-1], expected[-1])
+        fits = expected and (*a.shape, *b.shape) == (math.prod(expected[:-1]), len(b), a.shape[1], expected[-1])
         if not fits:
             shapes = f"{list(a.shape)} and {list(b.shape)}"
             found = "is not there" if expected is None else f"has the shape {list(expected)}"

@@ -14,7 +14,7 @@ from mafx.bundled import bundled_config, load_bundled
 from mafx.commands import expand_home
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
-from mafx.low_rank import apply_update, model_fingerprint, read_update
+from mafx.low_rank import apply_update, is_base, read_update
 from mafx.media import Size
 from mafx.model import Model
 from mafx.models.animator import AnimatorConfig
@@ -24,8 +24,7 @@ from mafx.pretrained.layout import load_pretrained
 from mafx.training.runs import CONFIG_FILE, load_run, model_sizes, read_config
 
 BUNDLED = "bundled"  # the name of the bundled model among several
-log = logging.getLogger("mafx")
-
+UPDATE_SUFFIX = ".safetensors"
 log = logging.getLogger("mafx")
 
 
@@ -54,12 +53,21 @@ class Source:
     flags: tuple[str, ...] = ()
 
 
-def find_source(pretrained: str | None, workdir: str | None, checkpoint: str = "latest") -> Source:
+def find_source(
+    pretrained: str | None, workdir: str | None, checkpoint: str = "latest", lora: str | None = None
+) -> Source:
     """The model of a folder of published weights, of a work folder, or, without both, the bundled one.
 
+    Where `lora` names a file, its low-rank update is added, see `mafx.low_rank`.
+
     Raises:
-      InputError: Where both are given, or the folder is not what it should be.
+      InputError: Where both are given, or a folder or file is not what it should be.
     """
+    source = _find_model(pretrained, workdir, checkpoint)
+    return _with_update(source, expand_home(lora)) if lora else source
+
+
+def _find_model(pretrained: str | None, workdir: str | None, checkpoint: str) -> Source:
     if pretrained and workdir:
         raise InputError("expected one of --pretrained and --workdir, found both")
     if pretrained:
@@ -72,7 +80,8 @@ def find_source(pretrained: str | None, workdir: str | None, checkpoint: str = "
 def find_sources(folder: str | None) -> dict[str, Source]:
     """The bundled model, and those of the sub-folders of a folder, by their names.
 
-    A sub-folder is the work folder of a run, or has published weights. What is neither is left out, and said.
+    A sub-folder is the work folder of a run, or has published weights. A file MODEL.PERSON.safetensors is a low-rank
+    update of the model of that name, and makes one named MODEL.PERSON. What is none of them is left out, and said.
 
     Raises:
       InputError: There is no such folder, or no model in it.
@@ -89,9 +98,24 @@ def find_sources(folder: str | None) -> dict[str, Source]:
             found[inner.name] = _run_source(inner, "latest") if is_run else _pretrained_source(inner)
         except InputError as error:
             log.warning("%s is left out: %s", inner, error)
+    models = dict(found)
+    for file in sorted(path.glob(f"[!.]*{UPDATE_SUFFIX}")):
+        try:
+            found[file.stem] = _with_update(_model_of(file, models), file)
+        except InputError as error:
+            log.warning("%s is left out: %s", file, error)
     if len(found) == 1:
         raise InputError(f"expected runs or published weights in the sub-folders of {path}, found none")
     return found
+
+
+def _model_of(file: Path, models: dict[str, Source]) -> Source:
+    """The model to which a file's name says that its update belongs."""
+    name = file.stem.rpartition(".")[0]
+    if name not in models:
+        expected = " or ".join(f"{model}.PERSON{UPDATE_SUFFIX}" for model in models)
+        raise InputError(f"expected a low-rank update to be named {expected}, found {file.name}")
+    return models[name]
 
 
 def _pretrained_source(folder: Path) -> Source:
@@ -129,21 +153,18 @@ def _trained_source(
     )
 
 
-def with_update(source: Source, path: Path) -> Source:
-    """A source whose models have a low-rank update added, see `mafx.low_rank`.
-
-    Raises:
-      InputError: The file is none.
-    """
+def _with_update(source: Source, path: Path) -> Source:
+    """A source whose models have the low-rank update of a file added."""
     update = read_update(path)
+    name = f"{source.name} with {path}"
 
     def load(dtype: str) -> Model:
         model = source.load(dtype)
-        if model_fingerprint(model) != update.base:
+        if not is_base(model, update):
             log.warning("%s was trained on other weights than those of %s.", path, source.name)
-        return apply_update(model, update)
+        return dataclasses.replace(apply_update(model, update), source=name)
 
-    return dataclasses.replace(source, name=f"{source.name} with {path}", load=load)
+    return dataclasses.replace(source, name=name, load=load, flags=(*source.flags, "--lora", str(path)))
 
 
 def default_dtype() -> str:

@@ -21,9 +21,10 @@ from mafx.training.config import STAGES, check_config, default_config, parse_con
 from mafx.training.loop import train
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
-OF_OTHERS = ("ablations", "card24")  # take the name of a config or of a change as well
+OF_OTHERS = ("ablations", "card24", "personal")  # take the name of a config, a change or a size as well
 CASES = [(name, stage) for name in CONFIGS if name not in OF_OTHERS for stage in STAGES]
 CASES += [("card24", f"tiktok:{stage}") for stage in STAGES]
+CASES += [("personal", "puppets:temporal"), ("personal", "sd15:appearance")]
 CASES += [("ablations", f"{name}:{ablation.trains[0]}") for name, ablation in ABLATIONS.items() if ablation.config]
 
 
@@ -95,7 +96,8 @@ def shrink(config, data, init_from=""):
         "constant",
         (0.9, 0.99),
     )  # alike, so that few programs are compiled
-    config.train_only = PARTS if config.stage == "appearance" else config.train_only
+    if config.stage == "appearance" and not config.low_rank.rank:
+        config.train_only = PARTS
     config.loss.reference_dropout = 0.1
     return config
 
@@ -155,6 +157,13 @@ def test_one_card_is_for_configs_of_full_size():
         get_config("card24", "puppets:temporal")
     with pytest.raises(InputError, match="one of appearance, temporal; found 'second'"):
         get_config("card24", "clips:second")
+
+
+def test_one_person_is_for_two_sizes():
+    with pytest.raises(InputError, match=r"one of puppets, sd15 and a stage.*found 'tiktok:appearance'"):
+        get_config("personal", "tiktok:appearance")
+    with pytest.raises(InputError, match="one of appearance, temporal; found 'second'"):
+        get_config("personal", "sd15:second")
 
 
 @pytest.mark.parametrize(

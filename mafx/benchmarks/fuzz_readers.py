@@ -22,6 +22,7 @@ from mafx.data.raw import find_raw
 from mafx.data.staging import stage
 from mafx.evaluation.protocol import compare, frechet_distances, read_metrics, table
 from mafx.jobs import find_clips
+from mafx.low_rank import Update, apply_update, read_update, write_update
 from mafx.models.animator import SIZES, parameter_shapes
 from mafx.models.text import TextConfig, Tokenizer
 from mafx.pretrained.configs import AUTOENCODER, PublishedConfigs, read_configs, write_configs
@@ -171,6 +172,17 @@ def _read_vocabulary(folder: Path, _: Path) -> None:
     Tokenizer.from_directory(folder, TextConfig(vocabulary=100))("abc, a cab! \U0001f600")
 
 
+def _write_update(folder: Path) -> None:
+    folder.mkdir(parents=True)
+    name, x = "unet/encoder/conv_in/kernel", np.ones((9 * SIZES["puppets"].unet.channels, 2), np.float32)
+    b = np.zeros((2, SIZES["puppets"].unet.widths[0]), np.float32)
+    write_update(folder / "update.safetensors", Update({name: (x, b)}, ""))
+
+
+def _read_update(folder: Path, _: Path) -> None:
+    apply_update(mafx.load_bundled(), read_update(folder / "update.safetensors"))
+
+
 # -- Runs
 
 
@@ -291,6 +303,7 @@ READERS = {
     "pickles": Reader(functools.partial(_write_tensors, "a.pkl"), _read_tensors),
     "published configs": Reader(_write_published, _read_published),
     "vocabulary": Reader(_write_vocabulary, _read_vocabulary),
+    "low-rank update": Reader(_write_update, _read_update, slowness=4),
     "config of a run": Reader(_write_run, _read_run),
     "checkpoint": Reader(_write_checkpoint, lambda folder, _: load_run(folder), slowness=20),
     "log": Reader(_write_log, lambda folder, _: joined_logs([folder])),

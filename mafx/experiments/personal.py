@@ -19,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from mafx import media
-from mafx.commands import Parser, expand_home, parse_count, run_command
+from mafx.commands import Parser, add_cache_flag, expand_home, parse_count, run_command
+from mafx.compiling import keep_programs
 from mafx.data.clips import HALVES, TEST_SEEDS, PuppetClip
 from mafx.data.examples import ExampleOptions
 from mafx.evaluation.features import MetricNetworks
@@ -134,12 +135,14 @@ def make_parser() -> Parser:
     add("--puppets", type=parse_count, default=4, help="Puppets that are trained on (default 4).")
     add("--motions", type=parse_count, default=8, help="Held-out motions of each of them (default 8).")
     add("--others", type=parse_count, default=16, help="Other puppets (default 16).")
+    add_cache_flag(parser)
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     args, flags = make_parser().parse_known_args(arguments)
     runs = expand_home(args.runs).resolve()
+    keep_programs(args.cache)
     model = find_source(None, None).load("float32")
     if not (runs / "bundled").exists():
         save_pretrained(model, runs / "bundled")

@@ -35,9 +35,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="Of the tensors (default: float32).")
     parser.add_argument(
-        "--low_rank", action="store_true", help="Write the low-rank update of the run alone, as a file."
+        "--low_rank", action="store_true", help="Write the low-rank update of the run alone, as a file, in float32."
     )
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.low_rank and args.dtype != "float32":
+        parser.error(f"--low_rank writes float32, found --dtype {args.dtype}")
+    return args
 
 
 def export(args: argparse.Namespace) -> None:

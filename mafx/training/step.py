@@ -352,7 +352,7 @@ def jit_step(
       min_elements: Of arrays that are split over devices, see `parameter_sharding`.
     """
     trains_temporal = any("motion_modules" in name for name in state.trainable)
-    if not trains_temporal:  # the appearance stage sees single frames, as published
+    if config.data.frames == 1 and not trains_temporal:  # the appearance stage sees single frames, as published
         sizes = sizes.without_temporal_layers()
     sizes = sizes.with_kernels(dataclasses.replace(sizes.unet.kernels, gradient=True))
     loss = diffusion_loss(Animator(sizes), Schedule(**config.schedule), ids, config.loss)

@@ -1,7 +1,8 @@
 """Serve a page that animates: python -m mafx.web, then open the address that it says.
 
 The bundled model and a drawn puppet are there from the start. --models names a folder whose sub-folders are runs or
-published weights. The page is for this machine only, unless --host says otherwise; then --password is demanded.
+published weights. MODEL.PERSON.safetensors beside them is a low-rank update of one of them. The page is for this
+machine only, unless --host says otherwise; then --password is demanded.
 """
 
 import argparse
