@@ -18,6 +18,7 @@ Glossary:
 - clip: frames of one person with their renders; data sets are made of clips.
 - run: the training of one stage ("appearance" or "temporal"); it keeps everything in its work folder.
 - page: what people see of mafx in a browser; its jobs have turns.
+- update: a low-rank change of a model's weights, trained on one person.
 - stamp: a small JSON file that says what the thing beside it belongs to; compared whenever that is used.
 - fingerprint: digits that change with every bit of weights or data.
 
@@ -51,7 +52,7 @@ Reading order, in which a module imports only from those before it:
     bundled.release
     ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__
     benchmarks: memory, measure, speed, published, quality, mutations, fuzz_readers, fuzz, web_load
-    experiments: ablations, one_clip, kills
+    experiments: ablations, one_clip, personal, kills
 
 Where to begin: `models.animator` is where the bank and the residuals meet the noisy latents, `models.attention` has the
 mixed attention, `program` is an animation from beginning to end, `training.loop` is a training.

@@ -12,8 +12,9 @@ import pytest
 
 from configs.ablations import ABLATIONS, Ablation
 from mafx.benchmarks import measure, quality
+from mafx.data.clips import FolderClip
 from mafx.densepose import draw_labels
-from mafx.experiments import ablations, one_clip
+from mafx.experiments import ablations, one_clip, personal
 
 ROOT = Path(__file__).parent.parent
 MODULES = [
@@ -165,3 +166,30 @@ def test_the_nearest_render_differs_in_the_fewest_pixels():
     trained = np.array([[[0, 0], [0, 0]], [[1, 1], [2, 2]], [[1, 1], [1, 1]]])
     held_out = np.array([[[1, 1], [2, 3]], [[0, 0], [0, 4]]])
     assert one_clip.nearest_renders(trained, held_out).tolist() == [1, 0]
+
+
+def test_no_clip_of_one_person_is_trained_on_and_measured(tmp_path):
+    trained = [personal.training_clip(personal.FIRST + i, (8, 8)) for i in range(3)]
+    own = [clip for i in range(3) for clip in personal.own_clips(personal.FIRST + i, 8, (8, 8))]
+    others = personal.other_clips(3, 8, (8, 8))
+    assert not {clip.movement for clip in trained} & {clip.movement for clip in own + others}
+    assert not {clip.identity for clip in trained} & {clip.identity for clip in others}
+    assert len({clip.name for clip in trained + own + others}) == 3 + 24 + 8
+
+    personal.write_clip(trained[0], tmp_path)
+    written, indices = FolderClip(tmp_path), np.arange(trained[0].frames)
+    assert written.frames == trained[0].frames
+    for got, expected in zip(written.read(indices), trained[0].read(indices), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_the_table_of_one_person_has_differences_clip_by_clip():
+    def evaluation(*values):
+        return {"clips": {str(i): {"result": {"psnr": x, "psnr_person": x - 5}} for i, x in enumerate(values)}}
+
+    own = {7: (evaluation(20.0, 22.0), evaluation(21.0, 25.0)), 8: (evaluation(10.0, 10.0), evaluation(12.0, 14.0))}
+    others = {7: (evaluation(20.0), evaluation(19.0)), 8: (evaluation(20.0), evaluation(18.0))}
+    lines = personal.table(own, others).splitlines()
+    assert lines[2].startswith("| puppet 7 | psnr | 2 | 21.00 | 23.00 | +2.00 [")
+    assert lines[4].startswith("| all of them | psnr | 4 | 15.50 | 18.00 | +2.50 [")
+    assert lines[9].startswith("| other puppets | psnr_person | 2 | 15.00 | 13.50 | -1.50 [-2.00, -1.00]")

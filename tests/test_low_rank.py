@@ -27,12 +27,12 @@ from mafx.low_rank import (
 )
 from mafx.models.animator import parameter_shapes
 from mafx.pretrained import export
-from mafx.sources import find_source, find_sources
 from mafx.pretrained.layout import load_pretrained, save_pretrained
+from mafx.sources import find_source, find_sources
 from mafx.training.checkpoints import read_parameters
 from mafx.training.config import ATTENTION, LOW_RANK
 from mafx.training.loop import train
-from mafx.training.runs import load_run, load_update
+from mafx.training.runs import load_run
 from mafx.training.sharding import make_mesh
 from mafx.training.step import flatten, trace_step
 

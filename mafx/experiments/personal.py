@@ -4,9 +4,9 @@
 
 It runs in the root of the repository, where configs/ lies. The bundled model is trained on 5 seconds of each of some
 held-out puppets. Every training is a command that is shown as it runs; what is done already is not done again. Before
-and after, it animates that puppet in held-out motions, and other held-out puppets in theirs. It writes
-RUNS/personal.json, RUNS/personal.md (the table), and RUNS/personal.png, a picture. Flags that it does not know go to
-train.py, for example --config.steps 100.
+and after, it animates that puppet in held-out motions, and other held-out puppets in theirs. It writes RUNS/personal.md
+(the table), RUNS/personal.json, and a picture for each puppet, RUNS/NUMBER.png: the reference, then before | after |
+truth at some moments. Flags that it does not know go to train.py, for example --config.steps 100.
 """
 
 import json
@@ -25,7 +25,7 @@ from mafx.data.clips import HALVES, TEST_SEEDS, PuppetClip
 from mafx.data.examples import ExampleOptions
 from mafx.evaluation.features import MetricNetworks
 from mafx.evaluation.protocol import evaluate, mean_interval
-from mafx.experiments.ablations import is_trained, run_script
+from mafx.experiments.ablations import is_trained, picture, read_videos, run_script
 from mafx.low_rank import apply_update
 from mafx.model import Model
 from mafx.pretrained.layout import save_pretrained
@@ -37,11 +37,10 @@ from mafx.training.runs import load_update
 NAME = "python -m mafx.experiments.personal"
 CONFIG = "personal:puppets:appearance"
 SECONDS = 5  # of the clip that is trained on
-OWN_MOVEMENTS = TEST_SEEDS + 500_000  # movements from here on belong to no other clip of a test
+FIRST = TEST_SEEDS + 32  # identity; the config's rates and steps were chosen on earlier ones
+TRAINED_MOVEMENT = 500_000  # what is added to an identity for the movement that is trained on, which no test has
 FRAMES = 16  # of each animation
 MEASURES = ("psnr", "psnr_person")
-SHOWN = 3  # motions of each puppet in the picture
-PICTURE_ZOOM = 3
 
 Evaluation = dict[str, Any]  # what `mafx.evaluation.protocol.evaluate` returns
 
@@ -51,25 +50,24 @@ Evaluation = dict[str, Any]  # what `mafx.evaluation.protocol.evaluate` returns
 
 def training_clip(identity: int, size: media.Size) -> PuppetClip:
     """The clip of a puppet that is trained on; its end is held out."""
-    return PuppetClip(identity, OWN_MOVEMENTS + identity, size)
+    return PuppetClip(identity, identity + TRAINED_MOVEMENT, size)
 
 
 def own_clips(identity: int, count: int, size: media.Size) -> list[PuppetClip]:
     """The same puppet in other motions."""
-    return [PuppetClip(identity, TEST_SEEDS + i, size) for i in range(count)]
+    return [PuppetClip(identity, FIRST + i, size) for i in range(count)]
 
 
 def other_clips(trained: int, count: int, size: media.Size) -> list[PuppetClip]:
-    """Other puppets in motions of their own. The first `trained` puppets are those that are trained on."""
-    return [PuppetClip(TEST_SEEDS + i, TEST_SEEDS + i, size) for i in range(trained, trained + count)]
+    """Other puppets in motions of their own, behind those that are trained on."""
+    return [PuppetClip(FIRST + i, FIRST + i, size) for i in range(trained, trained + count)]
 
 
 def write_clip(clip: PuppetClip, folder: Path) -> None:
     """Write a clip as a folder with images/ and densepose/."""
+    folder.mkdir(parents=True, exist_ok=True)
     for half, pictures in zip(HALVES, clip.read(np.arange(clip.frames)), strict=True):
-        (folder / half).mkdir(parents=True, exist_ok=True)
-        for i, picture in enumerate(pictures):
-            Image.fromarray(picture).save(folder / half / f"{i:04d}.png")
+        media.write_video(folder / half, pictures, clip.fps)
 
 
 # -- Training and evaluating
@@ -149,13 +147,14 @@ def main(arguments: list[str] | None = None) -> None:
     strangers = other_clips(args.puppets, args.others, model.size)
     before_others = evaluate_model(model, strangers, runs / "before" / "others")
     own, others = {}, {}
-    for identity in range(TEST_SEEDS, TEST_SEEDS + args.puppets):
+    for identity in range(FIRST, FIRST + args.puppets):
         workdir = train(identity, runs, model.size, flags)
         personal = apply_update(model, load_update(workdir))
         clips = own_clips(identity, args.motions, model.size)
-        before = evaluate_model(model, clips, runs / "before" / str(identity))
-        own[identity] = before, evaluate_model(personal, clips, workdir / "own")
+        before, after = runs / "before" / str(identity), workdir / "own"
+        own[identity] = evaluate_model(model, clips, before), evaluate_model(personal, clips, after)
         others[identity] = before_others, evaluate_model(personal, strangers, workdir / "others")
+        Image.fromarray(picture(list(read_videos(before, after)))).save(runs / f"{identity}.png")
         print(f"\n{table(own, others)}", flush=True)
     (runs / "personal.md").write_text(table(own, others))
     (runs / "personal.json").write_text(json.dumps({"own": own, "others": others}, indent=2) + "\n")
