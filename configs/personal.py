@@ -40,7 +40,8 @@ def get_config(argument: str = "sd15:appearance") -> ml_collections.ConfigDict:
         config.steps = 500
         config.lr = 1e-4
     else:
-        config.steps = 300
-        config.lr = 3e-3
+        config.batch = 8
+        config.steps = 150
+        config.lr = 1e-3
     config.save_every = config.show_every = config.steps
     return config

@@ -79,7 +79,7 @@ def train(identity: int, runs: Path, size: media.Size, flags: Sequence[str]) -> 
     if not is_trained(workdir, parse_config(CONFIG, list(flags)).steps):
         write_clip(clip, folder)
         data = ["--config.data.path", str(folder), "--config.data.train_frames", str(int(SECONDS * clip.fps))]
-        start = ["--config.init_from", str(runs / "bundled")]
+        start = ["--config.init_from", str(runs / "bundled"), "--config.show_clips", "0"]  # they are measured below
         run_script("train.py", "--config", CONFIG, "--workdir", str(workdir), *data, *start, *flags)
     return workdir
 
