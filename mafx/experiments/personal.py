@@ -130,7 +130,7 @@ def make_parser() -> Parser:
     parser = Parser(NAME, __doc__)
     add = parser.add_argument
     add("--runs", type=Path, required=True, help="Folder for all work folders and results.")
-    add("--puppets", type=parse_count, default=4, help="Puppets that are trained on (default 4).")
+    add("--puppets", type=parse_count, default=3, help="Puppets that are trained on (default 3).")
     add("--motions", type=parse_count, default=8, help="Held-out motions of each of them (default 8).")
     add("--others", type=parse_count, default=16, help="Other puppets (default 16).")
     add_cache_flag(parser)

@@ -72,6 +72,7 @@ def export_update(run: str, checkpoint: str, out: Path) -> None:
     if out.exists() or out.suffix != ".safetensors":
         raise InputError(f"expected the name of a new .safetensors file, found {out}")
     update = load_update(expand_home(run), checkpoint)
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_update(out, update)
     log.info("Wrote %s: %d kernels, %.1f MB.", out, len(update.pairs), out.stat().st_size / 1e6)
 
