@@ -16,6 +16,7 @@ from configs import clips, puppets
 from mafx.errors import InputError
 from mafx.training.config import LOW_RANK
 
+SPATIAL = "^(unet|appearance|control)/(?!.*motion_modules)"  # in a small network, attention alone learns too little
 BASES = {"puppets": puppets.get_config, "sd15": clips.get_config}  # by the size of the networks
 
 
@@ -40,6 +41,8 @@ def get_config(argument: str = "sd15:appearance") -> ml_collections.ConfigDict:
         config.steps = 500
         config.lr = 1e-4
     else:
+        config.low_rank.rank = 8
+        config.low_rank.kernels = SPATIAL
         config.batch = 8
         config.steps = 150
         config.lr = 1e-3
