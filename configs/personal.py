@@ -16,7 +16,8 @@ from configs import clips, puppets
 from mafx.errors import InputError
 from mafx.training.config import LOW_RANK
 
-SPATIAL = "^(unet|appearance|control)/(?!.*motion_modules)"  # in a small network, attention alone learns too little
+# Of the small network, in which kernels of attention alone gained less: see docs/training.md.
+SPATIAL = "^(unet|appearance|control)/(?!.*motion_modules)"
 BASES = {"puppets": puppets.get_config, "sd15": clips.get_config}  # by the size of the networks
 
 
@@ -36,7 +37,7 @@ def get_config(argument: str = "sd15:appearance") -> ml_collections.ConfigDict:
     config.show_clips = 1  # there is one
 
     if size == "sd15":
-        config.batch, config.accumulate = 1, 4  # a card of 16 GB
+        config.batch, config.accumulate = 1, 4  # 8.4 GiB, as compiled for an RTX 4090
         config.remat = "blocks"
         config.steps = 500
         config.lr = 1e-4
