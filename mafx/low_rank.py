@@ -103,8 +103,9 @@ def base_fingerprint(weights: Mapping[str, Any]) -> str:
 
 def is_base(model: Model, update: Update) -> bool:
     """Whether an update was trained on these weights; true where that cannot be told."""
-    found = base_fingerprint(flax.traverse_util.flatten_dict(model.params, sep="/"))
-    return not (found and update.base) or found == update.base
+    if not update.base:
+        return True
+    return base_fingerprint(flax.traverse_util.flatten_dict(model.params, sep="/")) in ("", update.base)
 
 
 def write_update(path: Path, update: Update) -> None:
