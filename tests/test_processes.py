@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import relative_error
+from conftest import QUICK_COMPILATION, relative_error
 
 from mafx.training.checkpoints import find_step, read_parameters
 
@@ -25,7 +25,7 @@ def environment(tmp_path_factory):
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
     }
-    return os.environ | cache | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return os.environ | cache | {"XLA_FLAGS": QUICK_COMPILATION}
 
 
 def start(environment, workdir, **settings):
