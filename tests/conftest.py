@@ -31,8 +31,17 @@ from mafx.model import random_model
 from mafx.models.animator import SIZES
 from mafx.pretrained.layout import load_pretrained
 
+# The files of tests that take longest, in minutes of one core from six to one. They begin first, so that no process has
+# one of them left when the other is done.
+LONGEST = ("parity", "train", "notebooks", "configs", "docs", "processes", "budget", "half", "animation", "evaluation")
+
 SHARED = Path(__file__).parent.parent.parent / "shared"
 PUBLISHED = SHARED / "fixtures" / "tiny"
+
+
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def shared_folder(tmp_path_factory):
@@ -42,9 +51,13 @@ def shared_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Tests that build the same program anew do not compile it anew; nothing outlives the session."""
-    jax.config.update("jax_compilation_cache_dir", str(shared_folder(tmp_path_factory) / "compiled"))
+def programs(tmp_path_factory):
+    """The folder of compiled programs, for the processes of this session and those that they start; it ends with it."""
+    folder = shared_folder(tmp_path_factory) / "compiled"
+    for name, value in (("compilation_cache_dir", folder), ("persistent_cache_min_compile_time_secs", 0.2)):
+        jax.config.update(f"jax_{name}", str(value) if isinstance(value, Path) else value)
+        os.environ[f"JAX_{name.upper()}"] = str(value)
+    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)

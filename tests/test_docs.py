@@ -229,9 +229,11 @@ def write_run(workdir: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Environment variables: `python` is this one, `pip` has nothing to do, and the home folder is empty."""
+def environment(tmp_path_factory, programs):
+    """Environment variables: `python` is this one, `pip` has nothing to do, and the home folder has only programs."""
     folder = tmp_path_factory.mktemp("environment")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "mafx").symlink_to(programs)  # where sample.py keeps them
     for name, line in (("python", f'exec {sys.executable} "$@"'), ("pip", "true")):
         (folder / name).write_text(f"#!/bin/sh\n{line}\n")
         (folder / name).chmod(0o755)
@@ -239,7 +241,6 @@ def environment(tmp_path_factory):
         "PATH": f"{folder}:{os.environ['PATH']}",
         "HOME": str(folder),
         "XLA_FLAGS": QUICK_COMPILATION,
-        "JAX_COMPILATION_CACHE_DIR": str(folder / ".cache" / "mafx"),  # where sample.py keeps programs
     }
 
 

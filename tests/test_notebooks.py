@@ -46,6 +46,7 @@ def test_all_begin_with_the_same_installation():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_every_cell_runs(path, tmp_path, monkeypatch):
+    """The trainings of both notebooks compile the same step of the first stage, which takes longest, as it is kept."""
     nbformat = pytest.importorskip("nbformat", reason='needs the packages of ".[test]"')
     nbclient = pytest.importorskip("nbclient", reason='needs the packages of ".[test]"')
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # a kernel is a process of its own

@@ -1,6 +1,7 @@
 """sample.py as users call it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ SAMPLE = Path(__file__).parent.parent / "sample.py"
 
 
 def sample(folder, *arguments):
-    command = [sys.executable, SAMPLE, f"--cache={folder.parent / 'programs'}", *map(str, arguments)]
+    command = [sys.executable, SAMPLE, f"--cache={os.environ['JAX_COMPILATION_CACHE_DIR']}", *map(str, arguments)]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
 
 

@@ -1,18 +1,18 @@
 """Several people at once, some of whom leave: nobody's job is lost, and nobody sees another's."""
 
 import argparse
-import os
 
 import pytest
+from conftest import QUICK_COMPILATION
 
 pytest.importorskip("gradio", reason='Gradio is not here: pip install -e ".[web]"')
 
 from mafx.benchmarks.web_load import Figures, measure
 
 
-def test_six_people_for_some_seconds(tmp_path, monkeypatch):
-    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"))
-    figures = measure(argparse.Namespace(clients=6, seconds=8, cache=str(tmp_path)))
+def test_six_people_for_some_seconds(programs, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
+    figures = measure(argparse.Namespace(clients=6, seconds=8, cache=str(programs)))
     assert figures.done >= 6 and figures.asked == figures.done + figures.left + figures.lost
     assert (figures.lost, figures.overtaken, figures.seen) == (0, 0, 0), str(figures)
     assert figures.tried and figures.memory
