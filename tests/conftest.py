@@ -4,10 +4,12 @@ import functools
 import os
 
 # Tests wait for the compiler, not for what it makes. Machine code is therefore not optimised. Compiling it in parallel
-# parts would take a fifth more, and the newer generator of loops twice as much.
+# parts would take a fifth more, and the newer generator of loops twice as much. But the older one goes through all of a
+# program for each of its parts, which is too slow where a whole model is trained.
+COMPILATION_OF_LARGE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 QUICK_COMPILATION = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_cpu_parallel_codegen_split_count=1 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+    f"{COMPILATION_OF_LARGE} --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 )
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK_COMPILATION}"

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import QUICK_COMPILATION
+from conftest import COMPILATION_OF_LARGE
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
@@ -50,7 +50,7 @@ def test_every_cell_runs(path, tmp_path, monkeypatch):
     nbformat = pytest.importorskip("nbformat", reason='needs the packages of ".[test]"')
     nbclient = pytest.importorskip("nbclient", reason='needs the packages of ".[test]"')
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # a kernel is a process of its own
-    monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
+    monkeypatch.setenv("XLA_FLAGS", COMPILATION_OF_LARGE)
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
