@@ -11,6 +11,7 @@ import dataclasses
 import errno
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -197,6 +198,8 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
+        # Orbax leaves coroutines behind that it did not begin; Python would complain of them after our sentence.
+        warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
         text = str(error)
         reason = next((x for x in map(os.strerror, DISK_ERRORS) if x in text), text.strip().partition("\n")[0][:300])
         raise OSError(f"{what}: {reason}; the same command goes on from the checkpoint before") from error
