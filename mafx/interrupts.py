@@ -119,8 +119,8 @@ def _leave(name: str) -> NoReturn:
     # It is imported late, because until this module is, Ctrl-C is a traceback.
     for process in getattr(sys.modules.get("multiprocessing"), "active_children", list)():
         process.kill()
-    for path in tuple(_partial):
-        _remove(path)
     sys.stdout.flush()
     print(f"\n{name}: {'; '.join(['interrupted', *_advice])}", file=sys.stderr, flush=True)
+    for path in tuple(_partial):  # the last thing, because other threads go on until the end
+        _remove(path)
     os._exit(INTERRUPTED)

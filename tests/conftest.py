@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {QUICK_COMPILATION}"
 )
 
+import signal
 from pathlib import Path
 
 import jax
@@ -36,6 +37,9 @@ from mafx.pretrained.layout import load_pretrained
 # The files of tests that take longest, in minutes of one core from six to one. They begin first, so that no process has
 # one of them left when the other is done.
 LONGEST = ("parity", "train", "notebooks", "configs", "docs", "processes", "budget", "half", "animation", "evaluation")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 PUBLISHED = SHARED / "fixtures" / "tiny"

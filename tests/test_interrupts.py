@@ -52,14 +52,6 @@ IN_A_CALLBACK = """
 """
 
 
-@pytest.fixture(autouse=True)
-def heeding_interrupts():
-    """A process inherits that SIGINT is ignored, as it is where tests run in the background of a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 def start(folder, *command):
     with open(folder.with_suffix(".log"), "w") as errors:
         return subprocess.Popen(
