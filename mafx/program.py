@@ -626,7 +626,7 @@ def plan(
         networks=networks,
         prediction=model.schedule.prediction,
         guided=s.guidance_scale > 1,
-        fresh_noise=bool(s.eta),
+        fresh_noise=bool(table.fresh_noise.any()),
         keep_deep=s.reuse > 1,
         mesh=mesh,
     )

@@ -143,7 +143,7 @@ def test_guidance():
 
 
 def test_unknown_names():
-    with pytest.raises(ValueError, match="'plms' is unknown, expected one of ddim"):
+    with pytest.raises(ValueError, match="'plms' is unknown, expected one of consistency, ddim"):
         make_sampler("plms", 5, Schedule())
     with pytest.raises(ValueError, match="belongs to the ddim sampler"):
         make_sampler("euler", 5, Schedule(), eta=0.5)

@@ -18,6 +18,7 @@ from PIL import Image
 from mafx.data.clips import puppet_clips
 from mafx.data.examples import ExampleOptions, batches
 from mafx.densepose import BACKGROUND
+from mafx.diffusion.losses import pseudo_huber
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
 from mafx.models.animator import Animator
@@ -402,8 +403,31 @@ def test_the_person_weighs_also_where_its_motion_is_dropped(micro):
         )
         flat = {name: x for name, x in flatten(micro.params).items() if "motion_modules" not in name}
         arrays = {name: jnp.asarray(x) for name, x in batch.items()}
-        seen.append(float(jax.jit(loss)(flat, arrays, jax.random.key(0))[0]))
+        seen.append(float(jax.jit(loss)(flat, arrays, jax.random.key(0), jnp.zeros(()))[0]))
     assert abs(seen[0] / seen[1] - 1) > 1e-3
+
+
+def test_consistency_tuning_begins_as_diffusion_and_then_follows_itself(micro):
+    """At first the target is the truth; later it is the network's own answer, which is nearer."""
+    clip = example((16, 16), 1)
+    batch = {"reference": clip.reference[None], "motion": clip.motion[None], "video": clip.video[None]}
+    flat = {name: x for name, x in flatten(micro.params).items() if "motion_modules" not in name}
+    arguments = flat, {name: jnp.asarray(x) for name, x in batch.items()}, jax.random.key(0)
+
+    def make_loss(**options):
+        changes = {f"loss.{name}": value for name, value in options.items()}
+        config = micro_config("appearance", **changes, **{"loss.reference_dropout": 0.0})
+        networks = Animator(MICRO.without_temporal_layers())
+        return diffusion_loss(networks, Schedule(**config.schedule), np.array([0, 1], np.int32), config.loss)
+
+    plain, _ = jax.jit(make_loss())(*arguments, jnp.asarray(0.0))
+    tuned = jax.jit(make_loss(halvings=3))
+    first, later = (float(tuned(*arguments, jnp.asarray(done))[0]) for done in (0.0, 0.99))
+    assert first == pytest.approx(float(pseudo_huber(plain)), rel=1e-4)
+    assert later < 0.9 * first
+    guided = jax.jit(jax.grad(make_loss(halvings=3, guidance=2.0), has_aux=True))
+    gradient, _ = guided(*arguments, jnp.asarray(0.99))
+    assert all(np.isfinite(x).all() for x in gradient.values())
 
 
 @pytest.mark.parametrize("change", [{"dtype": "bfloat16"}, {"remat": "blocks"}])

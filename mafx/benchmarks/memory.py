@@ -52,7 +52,7 @@ def gradient_temporaries(rules: Sequence[tuple[str, bool]], args: argparse.Names
     @jax.jit
     def gradient(trained: Flat, frozen: Flat, batch: dict[str, jax.Array]) -> Flat:
         def loss_of_trained(trained: Flat) -> jax.Array:
-            return loss(trained | frozen, batch, jax.random.key(0))[0]
+            return loss(trained | frozen, batch, jax.random.key(0), jnp.zeros(()))[0]
 
         return jax.grad(loss_of_trained)(trained)
 

@@ -4,21 +4,25 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mafx.diffusion.schedule import Schedule, add_noise, velocity
 
+CLEAN = -1  # the time of clean latents, before the first one
+HUBER = 0.01  # errors below it count by their squares, others by themselves
 MIN_SNR = 1e-8  # a time without signal must not divide by zero
 
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-    """Noisy latents, the diffusion times `b` that they are at, and what the network is to answer.
+    """Noisy latents, the diffusion times `b` that they are at, their noise, and what the network is to answer.
 
-    `noisy` and `target` have the shape of the latents.
+    `noisy`, `noise` and `target` have the shape of the latents.
     """
 
     noisy: jax.Array
     times: jax.Array
+    noise: jax.Array
     target: jax.Array
 
 
@@ -43,12 +47,39 @@ def corrupt(
     if noise_offset:
         b, f, _, _, c = latents.shape
         noise = noise + noise_offset * jax.random.normal(offset_key, (b, f, 1, 1, c))
-    alpha, sigma = (
-        jnp.asarray(scale, jnp.float32)[times][:, None, None, None, None]
-        for scale in (schedule.alphas, schedule.sigmas)
-    )
+    alpha, sigma = scales_at(times, schedule)
     targets = {"epsilon": noise, "v": velocity(latents, noise, alpha, sigma), "sample": latents}
-    return Corruption(add_noise(latents, noise, alpha, sigma), times, targets[schedule.prediction])
+    return Corruption(add_noise(latents, noise, alpha, sigma), times, noise, targets[schedule.prediction])
+
+
+def scales_at(times: jax.Array, schedule: Schedule) -> tuple[jax.Array, jax.Array]:
+    """alpha and sigma at times `b`, float32 `b 1 1 1 1`; the time before the first one is `CLEAN`."""
+    with_clean = np.append(schedule.alphas, 1.0), np.append(schedule.sigmas, 0.0)  # the last entry is number -1
+    alpha, sigma = (jnp.asarray(scale, jnp.float32)[times][:, None, None, None, None] for scale in with_clean)
+    return alpha, sigma
+
+
+def earlier_times(times: jax.Array, done: jax.Array, halvings: int) -> jax.Array:
+    """The times r < t whose answer consistency tuning takes as the truth about t.
+
+    Source: *Consistency Models Made Easy* (arXiv 2406.14548), where t - r shrinks from t, which is plain diffusion
+    training, by the same factor again and again. Here the factor is 2, in diffusion times instead of noise levels.
+
+    Args:
+      times: t, integers `b`.
+      done: Share of the steps that are done, float32.
+      halvings: How often t - r is halved, at equal intervals of the training.
+
+    Returns: r, integers `b`, from `CLEAN` to t - 1.
+    """
+    halved = jnp.floor(done * (halvings + 1))
+    gap = jnp.ceil((times + 1).astype(jnp.float32) * 2.0**-halved)
+    return times - gap.astype(times.dtype)
+
+
+def pseudo_huber(error: jax.Array) -> jax.Array:
+    """The root of mean squares, but smooth at 0 (arXiv 2310.14189, equation 7)."""
+    return jnp.sqrt(error + HUBER**2) - HUBER
 
 
 def loss_weights(times: jax.Array, schedule: Schedule, min_snr_gamma: float | None = None) -> jax.Array:

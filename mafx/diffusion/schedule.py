@@ -89,6 +89,18 @@ def signal_and_noise(
     return (x - sigma * output) / alpha, output
 
 
+def answer_for(x: jax.Array, clean: jax.Array, alpha: jax.Array, sigma: jax.Array, prediction: str) -> jax.Array:
+    """What the network has to say of a noisy latent x, for its clean part to be `clean`: see `signal_and_noise`.
+
+    It is finite at every time, since no time is without noise.
+    """
+    if prediction == "v":
+        return (alpha * x - clean) / sigma
+    if prediction == "sample":
+        return clean
+    return (x - alpha * clean) / sigma
+
+
 def add_noise(x: jax.Array, noise: jax.Array, alpha: jax.Array, sigma: jax.Array) -> jax.Array:
     """z_t of clean latents x. alpha and sigma broadcast to x."""
     return alpha * x + sigma * noise

@@ -160,6 +160,8 @@ def _set_objective(c: ml_collections.ConfigDict) -> None:
     c.loss.noise_offset = 0.0  # see mafx.diffusion.losses.corrupt
     c.loss.time_shift = 1.0  # see mafx.diffusion.losses.corrupt
     c.loss.min_snr_gamma = placeholder(float)  # see mafx.diffusion.losses.loss_weights
+    c.loss.halvings = 0  # of consistency tuning, see mafx.diffusion.losses.earlier_times; 0 trains diffusion
+    c.loss.guidance = 1.0  # scale of the answers that consistency tuning takes over; 1 is without guidance
     c.loss.person = 1.0  # weight of the person's latents; the background's is 1
 
 
@@ -254,7 +256,7 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
     counts = ["batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames"]
     counts += ["keep", "data.stride"]
     amounts = ["warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers"]
-    amounts += ["loss.person", "low_rank.rank"]
+    amounts += ["loss.person", "loss.halvings", "loss.guidance", "low_rank.rank"]
     for names, rule in ((shares, share), (counts, _at_least(1)), (amounts, _at_least(0))):
         rules |= dict.fromkeys(names, rule)
     return rules

@@ -21,8 +21,17 @@ from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import Mesh
 
 from mafx.densepose import BACKGROUND
-from mafx.diffusion.losses import corrupt, loss_weights
-from mafx.diffusion.schedule import Schedule
+from mafx.diffusion.losses import (
+    CLEAN,
+    Corruption,
+    corrupt,
+    earlier_times,
+    loss_weights,
+    pseudo_huber,
+    scales_at,
+)
+from mafx.diffusion.samplers import guide
+from mafx.diffusion.schedule import Schedule, add_noise, answer_for, signal_and_noise
 from mafx.errors import InputError
 from mafx.low_rank import add_update, update_shapes
 from mafx.models.animator import Animator, AnimatorConfig, parameter_shapes
@@ -32,7 +41,7 @@ from mafx.training.optimiser import make_optimiser
 from mafx.training.sharding import MIN_ELEMENTS, Flat, batch_sharding, parameter_sharding, replicated
 
 Batch = dict[str, jax.Array]
-Loss = Callable[[Flat, Batch, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
+Loss = Callable[[Flat, Batch, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
 
 FIRST_LOSS_SCALE = (
     2.0**16
@@ -140,22 +149,22 @@ def step_state(config: ml_collections.ConfigDict, state: TrainState) -> TrainSta
 def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, options: ml_collections.ConfigDict) -> Loss:
     """MagicAnimate's objective, E || target - network(z_t, t, y_a, y_p) ||^2, for single frames and for clips.
 
+    With `options.halvings` the target is the network's own answer at an earlier time, for the same noise: it learns to
+    answer in few steps what it says in many (`losses.earlier_times`).
+
     Args:
       networks: The networks.
       schedule: The noise schedule.
       ids: Token ids `n` of the empty prompt.
       options: `config.loss`.
 
-    Returns: A function of all parameters, a batch and a random key. It gives the loss, and the mean error at each
-      quarter of the diffusion times (nan where no example has one).
+    Returns: A function of all parameters, a batch, a random key, and the share of the steps that are done. It gives the
+      loss, and the mean error at each quarter of the diffusion times (nan where no example has one).
     """
 
-    def loss(flat: Flat, batch: Batch, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        params = {"params": unflatten(add_update(flat))}
+    def loss(flat: Flat, batch: Batch, key: jax.Array, done: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         dtype = next(iter(flat.values())).dtype
-
-        def apply(method: str, *args):
-            return networks.apply(params, *args, method=method)
+        apply = _applied(networks, flat)
 
         noise_key, reference_key, motion_key = jax.random.split(key, 3)
         latents, reference = _encode(apply, batch, dtype)
@@ -163,15 +172,58 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
         motion = drop_motion(motion_key, batch["motion"], options.motion_dropout)
         text = repeat(apply("encode_text", ids[None]), "1 n c -> b n c", b=len(latents))
 
-        noisy, t = corrupted.noisy.astype(dtype), corrupted.times
-        bank = drop_bank(reference_key, apply("bank", reference, t, text), options.reference_dropout, len(latents))
-        residuals = apply("residuals", noisy, t, text, motion.astype(dtype) / jnp.asarray(255, dtype))
-        error = jnp.square(apply("predict", noisy, t, text, bank, residuals) - corrupted.target).mean(-1)
+        def answer(apply: Callable, noisy: jax.Array, t: jax.Array, guidance: float = 1.0) -> jax.Array:
+            noisy = noisy.astype(dtype)
+            bank = drop_bank(reference_key, apply("bank", reference, t, text), options.reference_dropout, len(latents))
+            residuals = apply("residuals", noisy, t, text, motion.astype(dtype) / jnp.asarray(255, dtype))
+            if guidance == 1:
+                return apply("predict", noisy, t, text, bank, residuals)
+            return guide(*apply("predict_both", noisy, t, text, None, bank, residuals), guidance)
+
+        t, target = corrupted.times, corrupted.target
+        if options.halvings:
+            teach = functools.partial(
+                answer, _applied(networks, jax.lax.stop_gradient(flat)), guidance=options.guidance
+            )
+            target = consistent_target(teach, latents, corrupted, earlier_times(t, done, options.halvings), schedule)
+        error = jnp.square(answer(apply, corrupted.noisy, t) - target).mean(-1)
         error = weigh_person(error, batch["motion"], options.person).mean((1, 2, 3))  # also where it is not shown
+        error = pseudo_huber(error) if options.halvings else error
         weighted = (loss_weights(t, schedule, options.min_snr_gamma) * error).mean()
         return weighted, _by_time(error, t, schedule)
 
     return loss
+
+
+def _applied(networks: Animator, flat: Flat) -> Callable:
+    """The networks' methods, by name, with parameters."""
+    params = {"params": unflatten(add_update(flat))}
+    return lambda method, *args: networks.apply(params, *args, method=method)
+
+
+def consistent_target(
+    teach: Callable[[jax.Array, jax.Array], jax.Array],
+    latents: jax.Array,
+    corrupted: Corruption,
+    earlier: jax.Array,
+    schedule: Schedule,
+) -> jax.Array:
+    """What the network would have to answer to agree with its answer at an earlier time, for the same noise.
+
+    Args:
+      teach: The network's answer for noisy latents at times `b`.
+      latents: Clean latents `b f h w c`. They are the answer at the time `losses.CLEAN`.
+      corrupted: The noisy latents that the target is for.
+      earlier: Times `b`.
+      schedule: The noise schedule.
+    """
+    alpha, sigma = scales_at(earlier, schedule)
+    noisy = add_noise(latents, corrupted.noise, alpha, sigma)
+    output = teach(noisy, jnp.maximum(earlier, 0))
+    is_clean = (earlier == CLEAN)[:, None, None, None, None]
+    clean, _ = signal_and_noise(noisy, output, alpha, jnp.where(is_clean, 1, sigma), schedule.prediction)
+    clean = jnp.where(is_clean, latents, clean)
+    return answer_for(corrupted.noisy, clean, *scales_at(corrupted.times, schedule), schedule.prediction)
 
 
 def _encode(apply: Callable, batch: Batch, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
@@ -295,7 +347,8 @@ def _differentiate(
     dtype = jnp.dtype(config.dtype)
 
     def loss_of_trainable(trainable: Flat):
-        return loss(jax.tree.map(lambda x: x.astype(dtype), trainable) | state.frozen, batch, key)
+        done = state.step.astype(jnp.float32) / config.steps
+        return loss(jax.tree.map(lambda x: x.astype(dtype), trainable) | state.frozen, batch, key, done)
 
     if state.loss_scale is None:
         (value, others), gradient = jax.value_and_grad(loss_of_trainable, has_aux=True)(state.trainable)
