@@ -42,7 +42,7 @@ Reading order, in which a module imports only from those before it:
     densepose: layers, resnet, proposals, roi, heads, rcnn, rcnn_weights, rcnn_run, dumps
     densepose: kept, finders, colour_maps, steady, tracks, motions, align, agreement
     data: drawing, builders, datasets, examples, latents
-    evaluation: networks, features, protocol
+    evaluation: networks, random_features, features, protocol
     training: config, sharding, optimiser, averages, step, checkpoints, runs, start, watch, charts, page, loop, fit
     sources, inputs, jobs, densepose.__main__
     inspect: record, recording, pictures, views, parts, __main__
@@ -52,7 +52,7 @@ Reading order, in which a module imports only from those before it:
     bundled.release
     ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__
     benchmarks: memory, measure, speed, published, quality, mutations, fuzz_readers, fuzz, web_load
-    experiments: ablations, one_clip, personal, kills
+    experiments: ablations, few_steps, one_clip, personal, kills
 
 Where to begin: `models.animator` is where the bank and the residuals meet the noisy latents, `models.attention` has the
 mixed attention, `program` is an animation from beginning to end, `training.loop` is a training.

@@ -76,6 +76,26 @@ def ssim(a: np.ndarray, b: np.ndarray, mask: Mask = None) -> float:
     return float(mean if mask is None else local[mask].mean())
 
 
+# -- One picture by itself
+
+
+def sharpness(picture: np.ndarray, mask: Mask = None) -> float:
+    """Mean difference in brightness between a pixel and its neighbours to the right and below.
+
+    Blur lowers it and noise raises it, so that it says something only beside the truth's.
+
+    Args:
+      picture: uint8 `H W 3`.
+      mask: bool `H W`, selects pixels that have both neighbours.
+
+    Returns:
+      0 for a flat picture, at most 2.
+    """
+    grey = picture.astype(np.float64).mean(-1) / LARGEST
+    change = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
+    return float(_select(change, None if mask is None else mask[:-1, :-1]).mean())
+
+
 # -- One video against another
 
 

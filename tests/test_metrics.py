@@ -89,3 +89,17 @@ def test_intervals_hold_the_mean_about_as_often_as_they_say(rng):
     inside = [low <= 0 <= high for _, low, high in (mean_interval(rng.normal(size=30)) for _ in range(100))]
     assert 85 <= sum(inside) <= 100
     assert mean_interval([1.0, 2.0, 4.0]) == mean_interval([1.0, float("nan"), 2.0, 4.0])
+
+
+def test_sharpness_falls_with_blur_and_counts_the_mask_alone():
+    checks = np.zeros((8, 8, 3), np.uint8)
+    checks[::2, ::2] = checks[1::2, 1::2] = 255
+    assert metrics.sharpness(checks) == pytest.approx(2)
+    assert metrics.sharpness(np.full((8, 8, 3), 90, np.uint8)) == 0
+    mask = np.zeros((8, 8), bool)
+    mask[:4] = True
+    half = checks.copy()
+    half[5:] = 128
+    assert metrics.sharpness(half, mask) == pytest.approx(2)
+    blurred = (checks.astype(float) * 0.5 + 64).astype(np.uint8)
+    assert metrics.sharpness(blurred) < 1.01

@@ -1,0 +1,130 @@
+"""Quality over the number of steps, before and after consistency tuning (configs/few_steps.py), on held-out puppets.
+
+    python -m mafx.experiments.few_steps --after RUNS/few_steps --out docs/few_steps
+
+This writes a picture (.png), a table (.md) and the figures (.json). All results begin with the same noise. Sharpness is
+relative to the truth's: 1 is right, and less is blur. The Fréchet distance is that of features of a random network.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import mafx
+from mafx import media
+from mafx.commands import Parser, run_command
+from mafx.data.clips import puppet_clips
+from mafx.data.examples import ExampleOptions, read_example
+from mafx.densepose import read_labels
+from mafx.evaluation.features import frechet_distance
+from mafx.evaluation.protocol import mean_interval
+from mafx.evaluation.random_features import random_features
+from mafx.metrics import psnr, sharpness
+from mafx.tables import markdown_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "python -m mafx.experiments.few_steps"
+STEPS = (1, 2, 4, 8, 25)
+FRAMES = 16
+WAYS = (("before", "ddim"), ("after", "ddim"), ("after", "consistency"))  # the model and its sampler
+MEASURES = ("psnr_person", "sharpness", "frechet")
+Example = dict[str, np.ndarray]
+Row = dict[str, Any]  # "model", "sampler", "steps", and MEASURES, of which all but the last have intervals
+
+
+def measure(models: dict[str, mafx.Model], examples: Sequence[Example]) -> list[Row]:
+    """Animate the examples in all ways, and score them."""
+    truth = np.concatenate([random_features(example["video"]) for example in examples])
+    ways = [(model, sampler, steps) for model, sampler in WAYS if model in models for steps in STEPS]
+    rows = []
+    for model, sampler, steps in tqdm(ways, unit="way"):
+        videos = [animate(models[model], example, sampler, steps) for example in examples]
+        scores = [score(video, example) for video, example in zip(videos, examples, strict=True)]
+        row: Row = {"model": model, "sampler": sampler, "steps": steps}
+        for name in MEASURES[:2]:
+            row[name] = mean_interval([values[name] for values in scores])
+        row["frechet"] = frechet_distance(np.concatenate([random_features(video) for video in videos]), truth)
+        rows.append(row)
+    return rows
+
+
+def animate(model: mafx.Model, example: Example, sampler: str, steps: int) -> np.ndarray:
+    """The animation of an example, uint8 `f H W 3`."""
+    settings = {"sampler": sampler, "steps": steps, "guidance_scale": 1.0}
+    video = mafx.animate(model, example["reference"], example["motion"], progress=False, **settings).video
+    return media.to_uint8(video)
+
+
+def score(video: np.ndarray, example: Example) -> dict[str, float]:
+    """The measures of one video that are means over its frames, within the person."""
+    person = read_labels(example["motion"])[0] > 0
+    frames = list(zip(video, example["video"], person, strict=True))
+    sharp, truly_sharp = (np.mean([sharpness(pair[i], pair[2]) for pair in frames]) for i in (0, 1))
+    return {"psnr_person": float(np.mean([psnr(*frame) for frame in frames])), "sharpness": float(sharp / truly_sharp)}
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table."""
+    header = ("model", "sampler", "steps", "PSNR, person ↑", "sharpness → 1", "Fréchet distance ↓")
+    lines = []
+    for row in rows:
+        cells = ["{:.2f} [{:.2f}, {:.2f}]".format(*row[name]) for name in MEASURES[:2]]
+        lines.append((row["model"], row["sampler"], row["steps"], *cells, f"{row['frechet']:.4f}"))
+    return markdown_table(header, lines, words=2)
+
+
+def draw(rows: Sequence[Row]) -> "Figure":
+    """Draw each measure over the number of steps, a line for each way."""
+    import matplotlib as mpl  # noqa: PLC0415 (optional)
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    for axis, name in zip(axes, MEASURES, strict=True):
+        for model, sampler in WAYS:
+            chosen = [row for row in rows if (row["model"], row["sampler"]) == (model, sampler)]
+            values = np.array([np.resize(row[name], 3) for row in chosen]).reshape(-1, 3)
+            steps = [row["steps"] for row in chosen]
+            (line,) = axis.plot(steps, values[:, 0], "o-", label=f"{model}, {sampler}", markersize=4)
+            axis.fill_between(steps, values[:, 1], values[:, 2], color=line.get_color(), alpha=0.15, linewidth=0)
+        axis.set(xscale="log", xlabel="steps", title=name.replace("_", ", "), xticks=STEPS, xticklabels=STEPS)
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[1].axhline(1, color="grey", linewidth=0.5)
+    axes[0].legend(fontsize=8)
+    return figure
+
+
+def make_parser() -> Parser:
+    parser = Parser(NAME, __doc__)
+    add = parser.add_argument
+    add("--before", type=Path, help="Run before the tuning (default: the bundled model).")
+    add("--after", type=Path, required=True, help="Run after it.")
+    add("--out", type=Path, required=True, help="Name of the three files, without an ending.")
+    add("--clips", type=int, default=32, help="Number of held-out puppets (default 32).")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    before = mafx.load_run(args.before) if args.before else mafx.load_bundled()
+    models = {"before": before, "after": mafx.load_run(args.after)}
+    options, frames = ExampleOptions(size=before.size), 1 + np.arange(FRAMES)
+    examples = [read_example(clip, 0, frames, options) for clip in puppet_clips("test", args.clips, before.size)]
+    rows = measure(models, examples)
+    args.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(table(rows))
+    draw(rows).savefig(args.out.with_suffix(".png"), dpi=110)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(NAME, main, make_parser().parse_args()))

@@ -1,0 +1,23 @@
+import numpy as np
+from micro import example
+
+from mafx.experiments.few_steps import STEPS, WAYS, score, table
+
+
+def test_scores_of_the_truth_and_of_a_flat_picture():
+    clip = example((32, 32), 3)
+    truth = {"motion": clip.motion, "video": clip.video}
+    assert score(clip.video, truth) == {"psnr_person": 100.0, "sharpness": 1.0}
+    flat = score(np.full_like(clip.video, 128), truth)
+    assert flat["psnr_person"] < 20 and flat["sharpness"] == 0
+
+
+def test_the_table_has_a_row_for_each_way():
+    rows = [
+        {"model": model, "sampler": sampler, "steps": n, "psnr_person": [20.0, 19, 21], "sharpness": [0.9, 0.8, 1.0],
+         "frechet": 0.25}
+        for model, sampler in WAYS for n in STEPS
+    ]  # fmt: skip
+    lines = table(rows).splitlines()
+    assert len(lines) == 2 + len(WAYS) * len(STEPS)
+    assert "20.00 [19.00, 21.00]" in lines[2] and "0.2500" in lines[2]
