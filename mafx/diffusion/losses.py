@@ -59,22 +59,25 @@ def scales_at(times: jax.Array, schedule: Schedule) -> tuple[jax.Array, jax.Arra
     return alpha, sigma
 
 
-def earlier_times(times: jax.Array, done: jax.Array, halvings: int) -> jax.Array:
+def earlier_times(times: jax.Array, done: jax.Array, halvings: int, steps: int) -> jax.Array:
     """The times r < t whose answer consistency tuning takes as the truth about t.
 
-    Source: *Consistency Models Made Easy* (arXiv 2406.14548), where t - r shrinks from t, which is plain diffusion
-    training, by the same factor again and again. Here the factor is 2, in diffusion times instead of noise levels.
+    Source: *Consistency Models Made Easy* (arXiv 2406.14548), where r begins at the clean latents, which is plain
+    diffusion training, and comes closer to t again and again. There t - r is a share of t. Here it is a share of all
+    times: nothing in our networks makes the answer about clean latents those latents, and only the times whose r is
+    `CLEAN` keep them from answering the same about everything.
 
     Args:
       times: t, integers `b`.
       done: Share of the steps that are done, float32.
       halvings: How often t - r is halved, at equal intervals of the training.
+      steps: Number of diffusion times.
 
     Returns: r, integers `b`, from `CLEAN` to t - 1.
     """
     halved = jnp.floor(done * (halvings + 1))
-    gap = jnp.ceil((times + 1).astype(jnp.float32) * 2.0**-halved)
-    return times - gap.astype(times.dtype)
+    gap = jnp.ceil(steps * 2.0**-halved).astype(times.dtype)
+    return jnp.maximum(times - gap, CLEAN)
 
 
 def pseudo_huber(error: jax.Array) -> jax.Array:

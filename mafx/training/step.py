@@ -185,7 +185,9 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
             teach = functools.partial(
                 answer, _applied(networks, jax.lax.stop_gradient(flat)), guidance=options.guidance
             )
-            target = consistent_target(teach, latents, corrupted, earlier_times(t, done, options.halvings), schedule)
+            target = consistent_target(
+                teach, latents, corrupted, earlier_times(t, done, options.halvings, schedule.steps), schedule
+            )
         error = jnp.square(answer(apply, corrupted.noisy, t) - target).mean(-1)
         error = weigh_person(error, batch["motion"], options.person).mean((1, 2, 3))  # also where it is not shown
         error = pseudo_huber(error) if options.halvings else error
