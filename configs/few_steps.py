@@ -26,7 +26,9 @@ def get_config(name: str = "puppets") -> ml_collections.ConfigDict:
     config.train_only = (("/pe$|^text/|^autoencoder/", False), (".*", True))
     config.joint.frames = 0.0
     config.loss.halvings = 4
-    config.loss.time_shift = 1.0  # early times keep the answers from becoming all the same
+    # Early times, where the clean picture is the target, keep the answers from becoming all the same.
+    config.loss.time_shift = 1.0
+    config.loss.as_v = True
     config.loss.reference_dropout = 0.0  # guidance, if any, is in the answers
     config.warmup = 20
     config.decay = "constant"

@@ -1,12 +1,15 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs.few_steps import get_config
-from mafx.diffusion.losses import CLEAN, corrupt, earlier_times, pseudo_huber
+from mafx.diffusion.losses import CLEAN, corrupt, earlier_times, loss_weights, pseudo_huber, scales_at
 from mafx.diffusion.samplers import make_sampler
-from mafx.diffusion.schedule import PREDICTIONS, Schedule, answer_for, signal_and_noise
+from mafx.diffusion.schedule import PREDICTIONS, Schedule, add_noise, answer_for, signal_and_noise
 from mafx.errors import InputError
 from mafx.training.config import check_config
 from mafx.training.step import consistent_target
@@ -67,9 +70,82 @@ def test_the_target_is_the_teachers_where_it_errs():
 
 
 def test_small_errors_count_by_their_squares_and_large_ones_by_themselves():
-    small, large = pseudo_huber(jnp.array([1e-8, 4e-8])), pseudo_huber(jnp.array([1.0, 4.0]))
+    small, large = pseudo_huber(jnp.array([1e-6, 4e-6])), pseudo_huber(jnp.array([100.0, 400.0]))
     assert float(small[1] / small[0]) == pytest.approx(4, rel=0.01)
     assert float(large[1] / large[0]) == pytest.approx(2, rel=0.01)
+
+
+# -- Six points on a circle, learnt by a network of three layers
+
+
+def circle(key):
+    place, spread = jax.random.split(key)
+    angles = jax.random.randint(place, (256,), 0, 6) * (np.pi / 3)
+    points = jnp.stack([jnp.cos(angles), jnp.sin(angles)], -1) + 0.05 * jax.random.normal(spread, (256, 2))
+    return points[:, None, None, None]
+
+
+def answer(params, x, t):
+    turns = t[:, None] / 1000 * np.geomspace(1, 1000, 16)
+    h = jnp.concatenate([x[:, 0, 0, 0], jnp.sin(turns), jnp.cos(turns)], -1).astype(jnp.float32)
+    for kernel in params[:-1]:
+        h = jax.nn.silu(h @ kernel)
+    return (h @ params[-1])[:, None, None, None]
+
+
+def fit(params, schedule, steps, halvings):
+    """Train with the weights and the targets of a run, and return the averaged parameters."""
+    optimiser = optax.adam(2e-3 if halvings == 0 else 3e-4)
+
+    def loss(params, key, done):
+        data_key, noise_key = jax.random.split(key)
+        latents = circle(data_key)
+        corrupted = corrupt(noise_key, latents, schedule)
+        earlier = earlier_times(corrupted.times, done, halvings, schedule.steps)
+        teach = functools.partial(answer, jax.lax.stop_gradient(params))
+        target = consistent_target(teach, latents, corrupted, earlier, schedule)
+        error = jnp.square(answer(params, corrupted.noisy, corrupted.times) - target).mean((1, 2, 3, 4))
+        error = loss_weights(corrupted.times, schedule, as_v=True) * error
+        return (pseudo_huber(error) if halvings else error).mean()
+
+    def step(carry, i):
+        params, averages, state = carry
+        gradient = jax.grad(loss)(params, jax.random.fold_in(jax.random.key(halvings), i), i / steps)
+        update, state = optimiser.update(gradient, state)
+        params = optax.apply_updates(params, update)
+        averages = jax.tree.map(lambda a, x: 0.99 * a + 0.01 * x, averages, params)
+        return (params, averages, state), None
+
+    carry = params, params, optimiser.init(params)
+    return jax.jit(lambda carry: jax.lax.scan(step, carry, jnp.arange(steps))[0][1])(carry)
+
+
+def distance_to_the_points(params, schedule, steps):
+    """Mean distance of samples to the nearest point, and the share of the point that has fewest."""
+    table = make_sampler("ddim", steps, schedule)
+    x = jax.random.normal(jax.random.key(9), (1000, 1, 1, 1, 2))
+    later = [*table.times[1:], CLEAN]
+    for t, r in zip(table.times, later, strict=True):
+        alpha, sigma = scales_at(jnp.full(1000, t), schedule)
+        clean, noise = signal_and_noise(x, answer(params, x, jnp.full(1000, t)), alpha, sigma, schedule.prediction)
+        x = add_noise(clean, noise, *scales_at(jnp.full(1000, r), schedule))
+    turns = np.arange(6) * np.pi / 3
+    distances = np.linalg.norm(np.asarray(x)[:, 0, 0, 0, None] - np.stack([np.cos(turns), np.sin(turns)], -1), axis=-1)
+    return distances.min(1).mean(), np.bincount(distances.argmin(1), minlength=6).min() / 1000
+
+
+@jax.numpy_rank_promotion("allow")
+@jax.numpy_dtype_promotion("standard")
+def test_a_tuned_network_says_in_four_steps_what_it_said_in_many():
+    schedule = Schedule(prediction="sample", zero_terminal_snr=True)
+    keys = jax.random.split(jax.random.key(0), 4)
+    sizes = [(34, 96), (96, 96), (96, 96), (96, 2)]
+    params = [jax.random.normal(k, size) * (2 / size[0]) ** 0.5 for k, size in zip(keys, sizes, strict=True)]
+    params = fit(params, schedule, 2500, 0)
+    many, few = (distance_to_the_points(params, schedule, steps)[0] for steps in (25, 4))
+    assert few > 1.5 * many, "few steps end between the points"
+    tuned, rarest = distance_to_the_points(fit(params, schedule, 1500, 4), schedule, 4)
+    assert tuned < 0.6 * few and rarest > 0.1, "all six are still drawn"
 
 
 def test_consistency_sampling_noises_every_answer_anew():

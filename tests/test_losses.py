@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mafx.diffusion.losses import corrupt, loss_weights
-from mafx.diffusion.schedule import PREDICTIONS, Schedule, signal_and_noise
+from mafx.diffusion.schedule import PREDICTIONS, Schedule, add_noise, answer_for, signal_and_noise
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -52,3 +52,21 @@ def test_min_snr_weights_by_hand():
     )
     sample = Schedule(prediction="sample")
     np.testing.assert_allclose(loss_weights(times, sample, 5.0), np.minimum(snr, 5)[[0, 300, 900]], rtol=1e-5)
+
+
+def test_errors_that_count_as_those_of_v(rng):
+    """For every prediction the weighted error is that of v, up to the largest weight."""
+    times = np.array([100, 300, 600])
+    x, noise, wrong = rng.normal(size=(3, 3, 1, 2, 2, 4)).astype(np.float32)
+    errors = []
+    for prediction in ("v", "sample", "epsilon"):
+        schedule = Schedule(prediction=prediction)
+        alpha, sigma = (scale[times][:, None, None, None, None] for scale in (schedule.alphas, schedule.sigmas))
+        noisy = add_noise(x, noise, alpha, sigma)
+        answers = [answer_for(noisy, clean, alpha, sigma, prediction) for clean in (x, wrong)]
+        squares = np.square(answers[0] - answers[1]).mean((1, 2, 3, 4))
+        errors.append(squares * np.asarray(loss_weights(times, schedule, as_v=True)))
+    np.testing.assert_allclose(errors[1], errors[0], rtol=1e-3)
+    np.testing.assert_allclose(errors[2], errors[0], rtol=1e-3)
+    ends = Schedule(prediction="sample", zero_terminal_snr=True)
+    np.testing.assert_allclose(loss_weights(np.array([0, 999]), ends, as_v=True), [20, 1], rtol=1e-3)

@@ -9,8 +9,9 @@ import numpy as np
 from mafx.diffusion.schedule import Schedule, add_noise, velocity
 
 CLEAN = -1  # the time of clean latents, before the first one
-HUBER = 0.01  # errors below it count by their squares, others by themselves
+HUBER = 0.1  # errors below it count by their squares, others by themselves
 MIN_SNR = 1e-8  # a time without signal must not divide by zero
+MOST = 20.0  # the largest weight of errors that count as those of v
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,8 @@ def earlier_times(times: jax.Array, done: jax.Array, halvings: int, steps: int) 
     Source: *Consistency Models Made Easy* (arXiv 2406.14548), where r begins at the clean latents, which is plain
     diffusion training, and comes closer to t again and again. There t - r is a share of t. Here it is a share of all
     times: nothing in our networks makes the answer about clean latents those latents, and only the times whose r is
-    `CLEAN` keep them from answering the same about everything.
+    `CLEAN` keep them from answering the same about everything. Let errors count as those of v with it (`loss_weights`),
+    which gives these times weight: a tuning without that has failed.
 
     Args:
       times: t, integers `b`.
@@ -85,16 +87,23 @@ def pseudo_huber(error: jax.Array) -> jax.Array:
     return jnp.sqrt(error + HUBER**2) - HUBER
 
 
-def loss_weights(times: jax.Array, schedule: Schedule, min_snr_gamma: float | None = None) -> jax.Array:
-    """The weight of each example: 1, or min(SNR, gamma) in units of the prediction (*Min-SNR*, arXiv 2303.09556).
+def loss_weights(
+    times: jax.Array, schedule: Schedule, min_snr_gamma: float | None = None, as_v: bool = False
+) -> jax.Array:
+    """The weight of each example: 1, or one of two others.
 
     Args:
       times: Diffusion times `b`.
       schedule: The noise schedule.
-      min_snr_gamma: gamma, or None for equal weights.
+      min_snr_gamma: gamma of min(SNR, gamma), in units of the prediction (*Min-SNR*, arXiv 2303.09556), or None.
+      as_v: Whether an error counts as that of v which it would be. A network that answers with the clean picture then
+        learns details, which are decided where little noise is left (*JiT*, arXiv 2511.13720).
 
     Returns: float32 `b`.
     """
+    if as_v:
+        v_units = {"sample": 1 - schedule.abar, "epsilon": schedule.abar, "v": np.ones(schedule.steps)}
+        return jnp.asarray(1 / np.maximum(v_units[schedule.prediction], 1 / MOST), jnp.float32)[times]
     if min_snr_gamma is None:
         return jnp.ones(times.shape)
     snr = jnp.asarray(schedule.abar / (1 - schedule.abar), jnp.float32)[times]

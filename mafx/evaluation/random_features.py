@@ -15,6 +15,7 @@ import numpy as np
 WIDTHS = (3, 24, 48, 96)  # channels of the pictures and of each convolution
 SEED = 0
 SLOPE = 0.2  # of the leaky ReLU
+NUMBERS = ("NHWC", "HWIO", "NHWC")  # the order of axes
 
 
 def random_features(video: np.ndarray) -> np.ndarray:
@@ -44,7 +45,7 @@ def _kernels() -> list[np.ndarray]:
 def _features(x: jax.Array) -> jax.Array:
     found = []
     for kernel in _kernels():
-        x = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = jax.lax.conv_general_dilated(x, jnp.asarray(kernel), (2, 2), "SAME", dimension_numbers=NUMBERS)
         x = jax.nn.leaky_relu(x, SLOPE)
         found += [x.mean((1, 2)), x.std((1, 2))]
     return jnp.concatenate(found, axis=-1)

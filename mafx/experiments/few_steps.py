@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 import mafx
 from mafx import media
-from mafx.commands import Parser, run_command
+from mafx.commands import Parser, parse_count, run_command
 from mafx.data.clips import puppet_clips
 from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
@@ -58,7 +58,7 @@ def measure(models: dict[str, mafx.Model], examples: Sequence[Example]) -> list[
 
 def animate(model: mafx.Model, example: Example, sampler: str, steps: int) -> np.ndarray:
     """The animation of an example, uint8 `f H W 3`."""
-    settings = {"sampler": sampler, "steps": steps, "guidance_scale": 1.0}
+    settings: dict[str, Any] = {"sampler": sampler, "steps": steps, "guidance_scale": 1.0}
     video = mafx.animate(model, example["reference"], example["motion"], progress=False, **settings).video
     return media.to_uint8(video)
 
@@ -110,7 +110,7 @@ def make_parser() -> Parser:
     add("--before", type=Path, help="Run before the tuning (default: the bundled model).")
     add("--after", type=Path, required=True, help="Run after it.")
     add("--out", type=Path, required=True, help="Name of the three files, without an ending.")
-    add("--clips", type=int, default=32, help="Number of held-out puppets (default 32).")
+    add("--clips", type=parse_count, default=32, help="Number of held-out puppets (default 32).")
     return parser
 
 

@@ -160,6 +160,7 @@ def _set_objective(c: ml_collections.ConfigDict) -> None:
     c.loss.noise_offset = 0.0  # see mafx.diffusion.losses.corrupt
     c.loss.time_shift = 1.0  # see mafx.diffusion.losses.corrupt
     c.loss.min_snr_gamma = placeholder(float)  # see mafx.diffusion.losses.loss_weights
+    c.loss.as_v = False  # see there, too
     c.loss.halvings = 0  # of consistency tuning, see mafx.diffusion.losses.earlier_times; 0 trains diffusion
     c.loss.guidance = 1.0  # scale of the answers that consistency tuning takes over; 1 is without guidance
     c.loss.person = 1.0  # weight of the person's latents; the background's is 1

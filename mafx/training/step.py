@@ -178,7 +178,8 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
             residuals = apply("residuals", noisy, t, text, motion.astype(dtype) / jnp.asarray(255, dtype))
             if guidance == 1:
                 return apply("predict", noisy, t, text, bank, residuals)
-            return guide(*apply("predict_both", noisy, t, text, None, bank, residuals), guidance)
+            unconditional, conditional = apply("predict_both", noisy, t, text, None, bank, residuals)
+            return guide(unconditional, conditional, guidance)
 
         t, target = corrupted.times, corrupted.target
         if options.halvings:
@@ -190,9 +191,9 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
             )
         error = jnp.square(answer(apply, corrupted.noisy, t) - target).mean(-1)
         error = weigh_person(error, batch["motion"], options.person).mean((1, 2, 3))  # also where it is not shown
-        error = pseudo_huber(error) if options.halvings else error
-        weighted = (loss_weights(t, schedule, options.min_snr_gamma) * error).mean()
-        return weighted, _by_time(error, t, schedule)
+        weighted = loss_weights(t, schedule, options.min_snr_gamma, options.as_v) * error
+        weighted = pseudo_huber(weighted) if options.halvings else weighted
+        return weighted.mean(), _by_time(error, t, schedule)
 
     return loss
 
