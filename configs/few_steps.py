@@ -33,7 +33,7 @@ def get_config(name: str = "puppets") -> ml_collections.ConfigDict:
     config.warmup = 20
     config.decay = "constant"
     if name == "puppets":
-        config.lr = 3e-4
+        config.lr = 2e-4
         config.batch = 4
         config.steps = 800
         config.ema = 0.99

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from configs.few_steps import get_config
-from mafx.diffusion.losses import CLEAN, corrupt, earlier_times, loss_weights, pseudo_huber, scales_at
+from mafx.diffusion.losses import CLEAN, anchored_shares, corrupt, earlier_times, loss_weights, pseudo_huber, scales_at
 from mafx.diffusion.samplers import make_sampler
 from mafx.diffusion.schedule import PREDICTIONS, Schedule, add_noise, answer_for, signal_and_noise
 from mafx.errors import InputError
@@ -28,6 +28,17 @@ def test_earlier_times_come_closer():
         earlier = np.asarray(earlier_times(jnp.asarray(times), jnp.asarray(done), 3, 1000))
         np.testing.assert_array_equal(earlier, np.maximum(times - np.ceil(1000 / 2**halved), CLEAN))
         assert (earlier == CLEAN).mean() == pytest.approx(0.5**halved, abs=2e-3)  # all at first: plain diffusion
+
+
+def test_every_other_example_has_a_clean_target():
+    schedule, latents = Schedule(), jnp.zeros((400, 1, 1, 1, 1))
+    for done in (0.0, 0.5, 0.99):
+        shares = anchored_shares(len(latents), jnp.asarray(done), 4)
+        times = corrupt(jax.random.key(0), latents, schedule, share=shares).times
+        earlier = np.asarray(earlier_times(times, jnp.asarray(done), 4, schedule.steps))
+        assert (earlier[1::2] == CLEAN).all()
+        assert (earlier[::2] == CLEAN).mean() == pytest.approx(float(shares[1]), abs=0.1)
+    assert anchored_shares(1, jnp.asarray(0.99), 4).tolist() == [1.0], "an example alone is tuned"
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -100,7 +111,7 @@ def fit(params, schedule, steps, halvings):
     def loss(params, key, done):
         data_key, noise_key = jax.random.split(key)
         latents = circle(data_key)
-        corrupted = corrupt(noise_key, latents, schedule)
+        corrupted = corrupt(noise_key, latents, schedule, share=anchored_shares(len(latents), done, halvings))
         earlier = earlier_times(corrupted.times, done, halvings, schedule.steps)
         teach = functools.partial(answer, jax.lax.stop_gradient(params))
         target = consistent_target(teach, latents, corrupted, earlier, schedule)

@@ -28,7 +28,12 @@ class Corruption:
 
 
 def corrupt(
-    key: jax.Array, latents: jax.Array, schedule: Schedule, noise_offset: float = 0.0, time_shift: float = 1.0
+    key: jax.Array,
+    latents: jax.Array,
+    schedule: Schedule,
+    noise_offset: float = 0.0,
+    time_shift: float = 1.0,
+    share: jax.Array | float = 1.0,
 ) -> Corruption:
     """Noise latents at one random time per example, the same for all its frames.
 
@@ -40,10 +45,11 @@ def corrupt(
         ("Diffusion with Offset Noise", CrossLabs, 2023).
       time_shift: Above 1, late times are drawn more often: u in [0, 1) becomes s u / (1 + (s - 1) u) (*Scaling
         Rectified Flow Transformers*, arXiv 2403.03206, equation 23).
+      share: The time is drawn from this share of the times, the earliest ones; a number, or float32 `b`.
     """
     time_key, noise_key, offset_key = jax.random.split(key, 3)
     u = jax.random.uniform(time_key, latents.shape[:1])
-    times = (schedule.steps * time_shift * u / (1 + (time_shift - 1) * u)).astype(jnp.int32)
+    times = (schedule.steps * share * time_shift * u / (1 + (time_shift - 1) * u)).astype(jnp.int32)
     noise = jax.random.normal(noise_key, latents.shape)
     if noise_offset:
         b, f, _, _, c = latents.shape
@@ -66,8 +72,8 @@ def earlier_times(times: jax.Array, done: jax.Array, halvings: int, steps: int) 
     Source: *Consistency Models Made Easy* (arXiv 2406.14548), where r begins at the clean latents, which is plain
     diffusion training, and comes closer to t again and again. There t - r is a share of t. Here it is a share of all
     times: nothing in our networks makes the answer about clean latents those latents, and only the times whose r is
-    `CLEAN` keep them from answering the same about everything. Let errors count as those of v with it (`loss_weights`),
-    which gives these times weight: a tuning without that has failed.
+    `CLEAN` keep them from answering the same about everything. Such times need weight, see `anchored_shares` and
+    `loss_weights(as_v=True)`: tunings without that have failed.
 
     Args:
       times: t, integers `b`.
@@ -77,9 +83,17 @@ def earlier_times(times: jax.Array, done: jax.Array, halvings: int, steps: int) 
 
     Returns: r, integers `b`, from `CLEAN` to t - 1.
     """
-    halved = jnp.floor(done * (halvings + 1))
-    gap = jnp.ceil(steps * 2.0**-halved).astype(times.dtype)
+    gap = jnp.ceil(steps * _gap_share(done, halvings)).astype(times.dtype)
     return jnp.maximum(times - gap, CLEAN)
+
+
+def anchored_shares(count: int, done: jax.Array, halvings: int) -> jax.Array:
+    """The `share` of `corrupt` for each of `count` examples: every other one gets a time whose r is `CLEAN`."""
+    return jnp.where(jnp.arange(count) % 2 == 1, _gap_share(done, halvings), 1.0)
+
+
+def _gap_share(done: jax.Array, halvings: int) -> jax.Array:
+    return 2.0 ** -jnp.floor(done * (halvings + 1))
 
 
 def pseudo_huber(error: jax.Array) -> jax.Array:

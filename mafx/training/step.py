@@ -24,6 +24,7 @@ from mafx.densepose import BACKGROUND
 from mafx.diffusion.losses import (
     CLEAN,
     Corruption,
+    anchored_shares,
     corrupt,
     earlier_times,
     loss_weights,
@@ -168,7 +169,8 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
 
         noise_key, reference_key, motion_key = jax.random.split(key, 3)
         latents, reference = _encode(apply, batch, dtype)
-        corrupted = corrupt(noise_key, latents, schedule, options.noise_offset, options.time_shift)
+        shares = anchored_shares(len(latents), done, options.halvings) if options.halvings else 1.0
+        corrupted = corrupt(noise_key, latents, schedule, options.noise_offset, options.time_shift, shares)
         motion = drop_motion(motion_key, batch["motion"], options.motion_dropout)
         text = repeat(apply("encode_text", ids[None]), "1 n c -> b n c", b=len(latents))
 
