@@ -1,7 +1,7 @@
 """Few steps: a trained model learns to say in one to four steps what it says in many.
 
     python train.py --config few_steps:puppets --workdir RUNS/few_steps --config.init_from RUNS/temporal
-    python sample.py --workdir RUNS/few_steps --steps 4 --sampler consistency
+    python sample.py --workdir RUNS/few_steps --sampler consistency --steps 1
 
 This is *Consistency Models Made Easy* (arXiv 2406.14548): the network's answer about a noisy clip is drawn to its own
 answer about the same clip with less of the same noise. There is no teacher and no second copy. The other config says
@@ -35,6 +35,6 @@ def get_config(name: str = "puppets") -> ml_collections.ConfigDict:
     if name == "puppets":
         config.lr = 2e-4
         config.batch = 4
-        config.steps = 800
+        config.steps = 500
         config.ema = 0.99
     return config

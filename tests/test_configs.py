@@ -21,10 +21,10 @@ from mafx.training.config import STAGES, check_config, default_config, parse_con
 from mafx.training.loop import train
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
-OF_OTHERS = ("ablations", "card24", "personal")  # take the name of a config, a change or a size as well
+OF_OTHERS = ("ablations", "card24", "few_steps", "personal")  # take the name of a config, a change or a size as well
 CASES = [(name, stage) for name in CONFIGS if name not in OF_OTHERS for stage in STAGES]
 CASES += [("card24", f"tiktok:{stage}") for stage in STAGES]
-CASES += [("personal", "puppets:temporal"), ("personal", "sd15:appearance")]
+CASES += [("personal", "puppets:temporal"), ("personal", "sd15:appearance"), ("few_steps", "puppets")]
 CASES += [("ablations", f"{name}:{ablation.trains[0]}") for name, ablation in ABLATIONS.items() if ablation.config]
 
 
