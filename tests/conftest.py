@@ -59,9 +59,9 @@ def shared_folder(tmp_path_factory):
 @pytest.fixture(scope="session", autouse=True)
 def programs(tmp_path_factory):
     """The folder of compiled programs, for the processes of this session and those that they start; it ends with it."""
-    folder = shared_folder(tmp_path_factory) / "compiled"
+    folder = str(shared_folder(tmp_path_factory) / "compiled")
     for name, value in (("compilation_cache_dir", folder), ("persistent_cache_min_compile_time_secs", 0.2)):
-        jax.config.update(f"jax_{name}", str(value) if isinstance(value, Path) else value)
+        jax.config.update(f"jax_{name}", value)
         os.environ[f"JAX_{name.upper()}"] = str(value)
     return folder
 

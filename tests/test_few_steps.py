@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from configs.few_steps import get_config
-from mafx.diffusion.losses import CLEAN, anchored_shares, corrupt, earlier_times, loss_weights, pseudo_huber, scales_at
-from mafx.diffusion.samplers import make_sampler
-from mafx.diffusion.schedule import PREDICTIONS, Schedule, add_noise, answer_for, signal_and_noise
+from mafx.diffusion.losses import CLEAN, anchored_shares, corrupt, earlier_times, loss_weights, pseudo_huber
+from mafx.diffusion.samplers import make_sampler, sampler_step
+from mafx.diffusion.schedule import PREDICTIONS, Schedule, answer_for, signal_and_noise
 from mafx.errors import InputError
 from mafx.training.config import check_config
 from mafx.training.step import consistent_target
@@ -135,11 +135,10 @@ def distance_to_the_points(params, schedule, steps):
     """Mean distance of samples to the nearest point, and the share of the point that has fewest."""
     table = make_sampler("ddim", steps, schedule)
     x = jax.random.normal(jax.random.key(9), (1000, 1, 1, 1, 2))
-    later = [*table.times[1:], CLEAN]
-    for t, r in zip(table.times, later, strict=True):
-        alpha, sigma = scales_at(jnp.full(1000, t), schedule)
-        clean, noise = signal_and_noise(x, answer(params, x, jnp.full(1000, t)), alpha, sigma, schedule.prediction)
-        x = add_noise(clean, noise, *scales_at(jnp.full(1000, r), schedule))
+    for part, _ in table.parts(1):
+        row = {name: column[0] for name, column in part.items()}
+        output = answer(params, x, jnp.full(1000, row["time"]))
+        x, _ = sampler_step(row, x, output, x, jnp.zeros_like(x), schedule.prediction)
     turns = np.arange(6) * np.pi / 3
     distances = np.linalg.norm(np.asarray(x)[:, 0, 0, 0, None] - np.stack([np.cos(turns), np.sin(turns)], -1), axis=-1)
     return distances.min(1).mean(), np.bincount(distances.argmin(1), minlength=6).min() / 1000

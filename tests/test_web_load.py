@@ -12,7 +12,7 @@ from mafx.benchmarks.web_load import Figures, measure
 
 def test_six_people_for_some_seconds(programs, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", QUICK_COMPILATION)
-    figures = measure(argparse.Namespace(clients=6, seconds=8, cache=str(programs)))
+    figures = measure(argparse.Namespace(clients=6, seconds=8, cache=programs))
     assert figures.done >= 6 and figures.asked == figures.done + figures.left + figures.lost
     assert (figures.lost, figures.overtaken, figures.seen) == (0, 0, 0), str(figures)
     assert figures.tried and figures.memory

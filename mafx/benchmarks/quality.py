@@ -136,25 +136,39 @@ def make_parser() -> Parser:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raise InputError for what would fail after an hour."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("expected the package matplotlib, found none; pip install matplotlib")
     if args.clips < 2:
         raise InputError(f"--clips: expected at least 2, of which the first compiles, found {args.clips}")
-    if not args.out.parent.is_dir():
-        raise InputError(f"--out: expected a name in a folder that exists, found {args.out}")
+    check_report(args.out)
+
+
+def check_report(out: Path) -> None:
+    """Raise InputError where `write_report` would fail."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InputError("expected the package matplotlib, found none; pip install matplotlib")
+    if not out.parent.is_dir():
+        raise InputError(f"--out: expected a name in a folder that exists, found {out}")
+
+
+def read_examples(count: int, size: media.Size) -> list[Example]:
+    """The first `FRAMES` frames of so many held-out puppets, after the one that is the reference."""
+    options, frames = ExampleOptions(size=size), 1 + np.arange(FRAMES)
+    return [read_example(clip, 0, frames, options) for clip in puppet_clips("test", count, size)]
+
+
+def write_report(out: Path, rows: Sequence[Row], lines: str, figure: "Figure") -> None:
+    """Write rows, their table and their picture beside one another, and show the table."""
+    out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    out.with_suffix(".md").write_text(lines)
+    figure.savefig(out.with_suffix(".png"), dpi=110)
+    print(lines)
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
     check_flags(args)
     model = mafx.load_run(args.workdir) if args.workdir else mafx.load_bundled()
-    options, frames = ExampleOptions(size=model.size), 1 + np.arange(FRAMES)
-    examples = [read_example(clip, 0, frames, options) for clip in puppet_clips("test", args.clips, model.size)]
-    rows = measure(model, examples, args.guidance)
-    args.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(table(rows))
-    draw(rows).savefig(args.out.with_suffix(".png"), dpi=110)
-    print(table(rows))
+    rows = measure(model, read_examples(args.clips, model.size), args.guidance)
+    write_report(args.out, rows, table(rows), draw(rows))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ relative to the truth's: 1 is right, and less is blur. The Fréchet distance is 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +17,8 @@ from tqdm.auto import tqdm
 
 import mafx
 from mafx import media
+from mafx.benchmarks.quality import Example, check_report, read_examples, write_report
 from mafx.commands import Parser, parse_count, run_command
-from mafx.data.clips import puppet_clips
-from mafx.data.examples import ExampleOptions, read_example
 from mafx.densepose import read_labels
 from mafx.evaluation.features import frechet_distance
 from mafx.evaluation.protocol import mean_interval
@@ -33,17 +31,15 @@ if TYPE_CHECKING:
 
 NAME = "python -m mafx.experiments.few_steps"
 STEPS = (1, 2, 4, 8, 25)
-FRAMES = 16
 WAYS = (("before", "ddim"), ("after", "ddim"), ("after", "consistency"))  # the model and its sampler
 MEASURES = ("psnr_person", "sharpness", "frechet")
-Example = dict[str, np.ndarray]
 Row = dict[str, Any]  # "model", "sampler", "steps", and MEASURES, of which all but the last have intervals
 
 
 def measure(models: dict[str, mafx.Model], examples: Sequence[Example]) -> list[Row]:
     """Animate the examples in all ways, and score them."""
     truth = np.concatenate([random_features(example["video"]) for example in examples])
-    ways = [(model, sampler, steps) for model, sampler in WAYS if model in models for steps in STEPS]
+    ways = [(model, sampler, steps) for model, sampler in WAYS for steps in STEPS]
     rows = []
     for model, sampler, steps in tqdm(ways, unit="way"):
         videos = [animate(models[model], example, sampler, steps) for example in examples]
@@ -115,15 +111,11 @@ def make_parser() -> Parser:
 
 
 def main(args: argparse.Namespace) -> None:
+    check_report(args.out)
     before = mafx.load_run(args.before) if args.before else mafx.load_bundled()
     models = {"before": before, "after": mafx.load_run(args.after)}
-    options, frames = ExampleOptions(size=before.size), 1 + np.arange(FRAMES)
-    examples = [read_example(clip, 0, frames, options) for clip in puppet_clips("test", args.clips, before.size)]
-    rows = measure(models, examples)
-    args.out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(table(rows))
-    draw(rows).savefig(args.out.with_suffix(".png"), dpi=110)
-    print(table(rows))
+    rows = measure(models, read_examples(args.clips, before.size))
+    write_report(args.out, rows, table(rows), draw(rows))
 
 
 if __name__ == "__main__":
