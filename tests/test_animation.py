@@ -180,7 +180,7 @@ def test_bfloat16(micro, clip):
     ({"steps": 0}, "steps to be at least 1, found 0"),
     ({"steps": 1001}, "between 1 and 1000 sampling steps"),
     ({"stepz": 3}, "unknown settings: stepz"),
-    ({"sampler": "plms"}, "sampler to be one of ddim, dpmpp_2m, euler, found 'plms'"),
+    ({"sampler": "plms"}, "sampler to be one of consistency, ddim, dpmpp_2m, euler, found 'plms'"),
     ({"fusion": "up"}, "fusion to be one of midup, full, found 'up'"),
     ({"noise": np.zeros((16, 8, 8, 4), np.float32)}, r"expected noise of the shape \[4, 8, 8, 4\]"),
     ({"prompt": "a person"}, "no vocabulary"),

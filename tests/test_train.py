@@ -356,7 +356,7 @@ def toy_step(batch, done=0, **changes):
     """A step of a toy loss, whose answer does not depend on the key: the state, and the metrics."""
     config = micro_config("appearance", decay="cosine", steps=4, lr=0.1, ema=0.5, **changes)
 
-    def loss(flat, examples, key):
+    def loss(flat, examples, key, done):
         error = jnp.square(examples["x"] @ flat["w"]).mean()
         return error, {"loss_t0": jnp.where(examples["x"][0, 0] > 0, error, jnp.nan)}
 

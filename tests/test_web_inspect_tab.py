@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from web_browser import open_tab
 
 from mafx import media
 from mafx.densepose import PALETTE
@@ -145,7 +146,7 @@ def page(service):
         browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 900})
         page.goto(server.url)
-        page.get_by_role("tab", name="Look inside").click()
+        open_tab(page, "Look inside")
         yield page
         browser.close()
     server.close()

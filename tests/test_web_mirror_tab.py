@@ -16,7 +16,7 @@ import gradio as gr
 import httpx
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
-from web_browser import browser_with_camera
+from web_browser import browser_with_camera, open_tab
 from web_server import served
 
 from mafx import media
@@ -187,7 +187,7 @@ def part(page, name):
 
 def start(page, url):
     page.goto(url)
-    page.get_by_role("tab", name="Mirror").click()
+    open_tab(page, "Mirror")
     page.get_by_role("button", name="Start the camera").click()
 
 

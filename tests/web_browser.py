@@ -8,6 +8,7 @@ import pytest
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+PATIENCE = 30  # clicks on a tab
 
 
 @dataclasses.dataclass
@@ -43,3 +44,16 @@ def browser_with_camera(camera=None):
         page.on("console", lambda line: seen.problems.append(line.text) if line.type == "error" else None)
         yield page, seen
         browser.close()
+
+
+def open_tab(page, name):
+    """Open a tab. A click may come before Gradio listens, so that it clicks until the tab is open."""
+    from playwright.sync_api import expect  # noqa: PLC0415 (may be absent)
+
+    tab = page.get_by_role("tab", name=name)
+    for _ in range(PATIENCE):
+        tab.click()
+        with contextlib.suppress(AssertionError):
+            expect(tab).to_have_attribute("aria-selected", "true", timeout=2000)
+            return
+    raise AssertionError(f"the tab {name!r} does not open")
