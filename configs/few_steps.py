@@ -33,6 +33,7 @@ def get_config(name: str = "puppets") -> ml_collections.ConfigDict:
     config.warmup = 20
     config.decay = "constant"
     if name == "puppets":
+        config.optimiser = "adamw"
         config.lr = 2e-4
         config.batch = 4
         config.steps = 500

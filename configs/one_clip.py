@@ -19,6 +19,7 @@ def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
     config.data.crop = "random"  # a few frames look like more
 
     config.steps = 700 if stage == "appearance" else 100
+    config.optimiser = "adamw"
     config.lr = 7e-4  # less than from nothing
     config.save_every = 350
     config.show_every = 350

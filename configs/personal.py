@@ -44,6 +44,7 @@ def get_config(argument: str = "sd15:appearance") -> ml_collections.ConfigDict:
     else:
         config.low_rank.rank = 8
         config.low_rank.kernels = SPATIAL
+        config.optimiser = "adamw"
         config.batch = 8
         config.steps = 150
         config.lr = 1e-3

@@ -23,7 +23,7 @@ def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
     config.cpu_devices = 2  # two devices of one core are faster than one of two
 
     config.data.name = "puppets"
-    config.data.size = (32, 32)
+    config.data.size = (64, 64)
     config.data.train_clips = 20_000
     config.data.test_clips = 64
     config.data.stride = 1
@@ -31,13 +31,12 @@ def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
 
     config.schedule = {"kind": "scaled_linear", "prediction": "sample", "zero_terminal_snr": True}
     config.loss.person = 3.0
-    config.loss.time_shift = 3.0  # late times are drawn more often: there only reference and motion say what to draw
+    config.loss.time_shift = 2.0  # late times are drawn more often: there only reference and motion say what to draw
+    config.loss.as_v = True  # early times count, so that many steps draw more sharply than one
 
-    config.lr = 1.5e-3
-    config.warmup = 100
+    config.optimiser = "muon"
     config.decay = "cosine"
     config.betas = (0.9, 0.99)
-    config.ema = 0.995  # runs are short
 
     config.log_every = 50
     config.save_every = 500
@@ -47,10 +46,16 @@ def get_config(stage: str = "appearance") -> ml_collections.ConfigDict:
     if stage == "appearance":
         config.train_only = (("motion_modules", False), (".*", True))
         config.batch = 16
-        config.steps = 4000
+        config.steps = 3600
+        config.lr = 2e-3
+        config.warmup = 100
+        config.ema = 0.998  # runs are short
     else:
         config.data.frames = 8
         config.joint.frames = 0.0
         config.batch = 2
-        config.steps = 120
+        config.steps = 250
+        config.lr = 1e-3
+        config.warmup = 20
+        config.ema = 0.99
     return config

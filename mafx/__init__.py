@@ -27,11 +27,13 @@ tokens that all frames share, `a d` attention heads and their width. Videos and 
 
 Reading order, in which a module imports only from those before it:
 
-    errors, limits, files, interrupts, commands, tables, stamps
-    boxes, media, densepose, metrics
-    densepose: capsules, people, pose_files, pose_networks, landmarks, bodies
+    errors, limits, files, interrupts, commands, tables, trees, stamps
+    boxes, media, densepose, densepose.capsules, metrics
+    densepose: people, pose_files, pose_networks, landmarks, bodies
     diffusion: schedule, samplers, losses, windows
-    data: puppets, clips, raw, layouts, staging
+    puppets: looks, moves, figure, drawing
+    puppets
+    data: clips, raw, layouts, staging
     models: kernels, convolution, layers, fused, attention, temporal, unet, control
     models: autoencoder, text, ablated, animator
     placing, model
@@ -43,7 +45,7 @@ Reading order, in which a module imports only from those before it:
     densepose: kept, finders, colour_maps, steady, tracks, motions, align, agreement
     data: drawing, builders, datasets, examples, latents
     evaluation: networks, random_features, features, protocol
-    training: config, sharding, optimiser, averages, step, checkpoints, runs, start, watch, charts, page, loop, fit
+    training: optimiser, config, sharding, averages, step, checkpoints, runs, start, watch, charts, page, loop, fit
     sources, inputs, jobs, densepose.__main__
     inspect: record, recording, pictures, views, parts, __main__
     web: turns, folders, links, uploads, service, guard, asking, animate_tab, inspect_tab
@@ -52,7 +54,7 @@ Reading order, in which a module imports only from those before it:
     bundled.release
     ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__
     benchmarks: memory, measure, speed, published, quality, mutations, fuzz_readers, fuzz, web_load
-    experiments: ablations, few_steps, one_clip, personal, kills
+    experiments: runs, ablations, few_steps, one_clip, personal, everything, kills
 
 Where to begin: `models.animator` is where the bank and the residuals meet the noisy latents, `models.attention` has the
 mixed attention, `program` is an animation from beginning to end, `training.loop` is a training.

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +22,7 @@ from mafx.model import Model
 from mafx.placing import host_array
 from mafx.pretrained.formats import Safetensors, write_safetensors
 from mafx.stamps import fingerprint
+from mafx.trees import flatten, unflatten
 
 ROOT = "low_rank/"
 HALVES = ("a", "b")
@@ -105,7 +105,7 @@ def is_base(model: Model, update: Update) -> bool:
     """Whether an update was trained on these weights; true where that cannot be told."""
     if not update.base:
         return True
-    return base_fingerprint(flax.traverse_util.flatten_dict(model.params, sep="/")) in ("", update.base)
+    return base_fingerprint(flatten(model.params)) in ("", update.base)
 
 
 def write_update(path: Path, update: Update) -> None:
@@ -142,7 +142,7 @@ def apply_update(model: Model, update: Update) -> Model:
     Raises:
       InputError: The update is for networks of other sizes.
     """
-    weights = flax.traverse_util.flatten_dict(model.params, sep="/")
+    weights = flatten(model.params)
     for name, (a, b) in update.pairs.items():
         expected = weights[name].shape if name in weights else None
         fits = expected and (*a.shape, *b.shape) == (math.prod(expected[:-1]), len(b), a.shape[1], expected[-1])
@@ -154,4 +154,4 @@ def apply_update(model: Model, update: Update) -> Model:
         name: host_array(add_pair(np.asarray(weights[name], np.float32), pair), model.dtype)
         for name, pair in update.pairs.items()
     }
-    return dataclasses.replace(model, params=flax.traverse_util.unflatten_dict(weights | changed, sep="/"))
+    return dataclasses.replace(model, params=unflatten(weights | changed))

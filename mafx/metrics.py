@@ -12,10 +12,12 @@ import numpy as np
 from PIL import Image
 
 from mafx.densepose import PARTS
+from mafx.densepose.capsules import LABELS
 
 Mask = np.ndarray | None
 
 LARGEST = 255  # value of a channel
+MOSTLY = 0.75  # share of the trunk from which on a side is the one that is seen
 SMALLEST_ERROR = 1e-10  # mean square of [0, 1] that bounds PSNR at 100 dB
 
 
@@ -99,6 +101,21 @@ def sharpness(picture: np.ndarray, mask: Mask = None) -> float:
 # -- One video against another
 
 
+def relative_sharpness(a: np.ndarray, b: np.ndarray, mask: np.ndarray) -> float:
+    """How sharp a video is as a share of the truth.
+
+    Args:
+      a: uint8 `f H W 3`.
+      b: uint8 `f H W 3`, the truth.
+      mask: bool `f H W`. Frames without a pixel count for nothing.
+
+    Returns:
+      1 for the truth, less for blur, more for noise; nan where no pixel counts.
+    """
+    ours, truth = ([sharpness(x, m) for x, m in zip(video, mask, strict=True) if m[:-1, :-1].any()] for video in (a, b))
+    return float(np.mean(ours) / np.mean(truth)) if any(truth) else np.nan
+
+
 def difference_error(a: np.ndarray, b: np.ndarray, mask: Mask = None) -> np.ndarray:
     """Error of the change from each frame to the next.
 
@@ -116,8 +133,8 @@ def difference_error(a: np.ndarray, b: np.ndarray, mask: Mask = None) -> np.ndar
     return np.array(means)
 
 
-def flicker(video: np.ndarray, labels: np.ndarray, shown: np.ndarray, least: int = 4) -> float:
-    """Change of colour, from frame to frame, of the body parts that the reference does not show.
+def unseen_colours(video: np.ndarray, labels: np.ndarray, shown: np.ndarray, least: int = 4) -> np.ndarray:
+    """Mean colours of the body parts that the reference does not show.
 
     Nothing in the reference says what colour these parts have. Only temporal attention can keep it.
 
@@ -125,18 +142,73 @@ def flicker(video: np.ndarray, labels: np.ndarray, shown: np.ndarray, least: int
       video: uint8 `f H W 3`.
       labels: Body parts of `video`, integers `f H W`.
       shown: Labels of the reference, integers of any shape. Their parts are left out.
-      least: Number of pixels that a part needs in both frames to count.
+      least: Number of pixels that a part needs in a frame to have a colour there.
 
     Returns:
-      Root mean square change of a part's mean colour, of 1; nan where no part counts.
+      float64 `f p 3`, of 1; nan where a part has no colour.
     """
-    changes: list[np.ndarray] = []
-    for part in np.setdiff1d(np.arange(1, PARTS), shown):
-        masks = labels == part
-        colours = [_mean_colour(frame, mask, least) for frame, mask in zip(video, masks, strict=True)]
-        pairs = itertools.pairwise(colours)
-        changes += [after - before for before, after in pairs if before is not None and after is not None]
-    return float(np.sqrt(np.mean(np.square(changes)))) / LARGEST if changes else np.nan
+    unseen = np.setdiff1d(np.arange(1, PARTS), shown)
+    colours = np.full((len(video), len(unseen), 3), np.nan)
+    for f, p in itertools.product(range(len(video)), range(len(unseen))):
+        mask = labels[f] == unseen[p]
+        if mask.sum() >= least:
+            colours[f, p] = video[f][mask].mean(0) / LARGEST
+    return colours
+
+
+def flicker(colours: np.ndarray, pairs: np.ndarray | None = None) -> float:
+    """How much the colours of parts change from frame to frame.
+
+    Args:
+      colours: Of `unseen_colours`, `f p 3`.
+      pairs: Which changes count, bool `f - 1`; None means all.
+
+    Returns:
+      Root mean square change, of 1; nan where no part has a colour in two frames in a row.
+    """
+    changes = np.diff(colours, axis=0)
+    return _root_mean_square(changes if pairs is None else changes[pairs])
+
+
+def drift(colours: np.ndarray, frames: int) -> float:
+    """How much the colours of parts change from the beginning of a video to its end.
+
+    Args:
+      colours: Of `unseen_colours`, `f p 3`.
+      frames: Number of frames at either end, whose mean counts.
+
+    Returns:
+      Root mean square change, of 1; nan where no part has a colour at both ends.
+    """
+    means = [np.ma.masked_invalid(end).mean(0).filled(np.nan) for end in (colours[:frames], colours[-frames:])]
+    return _root_mean_square(means[1] - means[0])
+
+
+def _root_mean_square(changes: np.ndarray) -> float:
+    defined = changes[np.isfinite(changes)]
+    return float(np.sqrt(np.mean(np.square(defined)))) if len(defined) else np.nan
+
+
+# -- What a video shows
+
+
+def facing(labels: np.ndarray) -> str:
+    """The side of the body that a frame shows: "front", "side" or "back", by the share of the trunk's pixels.
+
+    Args:
+      labels: DensePose's, `H W`.
+
+    Returns:
+      The side; "" where no trunk is seen.
+    """
+    back, front = LABELS["torso"]
+    ahead, behind = (labels == front).sum(), (labels == back).sum()
+    if ahead + behind == 0:
+        return ""
+    share = ahead / (ahead + behind)
+    if share > MOSTLY:
+        return "front"
+    return "back" if share < 1 - MOSTLY else "side"
 
 
 def mean_of_defined(values: Sequence[float]) -> float:
@@ -144,10 +216,6 @@ def mean_of_defined(values: Sequence[float]) -> float:
     array = np.asarray(values)
     finite = array[np.isfinite(array)]
     return float(finite.mean()) if len(finite) else np.nan
-
-
-def _mean_colour(frame: np.ndarray, mask: np.ndarray, least: int) -> np.ndarray | None:
-    return frame[mask].mean(0) if mask.sum() >= least else None
 
 
 def _select(pixels: np.ndarray, mask: Mask) -> np.ndarray:

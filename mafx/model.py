@@ -3,7 +3,6 @@
 import dataclasses
 import zlib
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from mafx.models.temporal import frame_sinusoid
 from mafx.models.text import Tokenizer
 from mafx.placing import DeviceNetworks, host_array
 from mafx.stamps import Facts, fingerprint
+from mafx.trees import flatten, unflatten
 
 ORIGIN = ("run", "step", "trained_on", "batch")  # facts of a stamp that a model keeps
 # Names of what networks compute in.
@@ -62,7 +62,7 @@ class Model:
 
     def stamp(self) -> Facts:
         """What tells this model from others: its origin, its dtype, the version, the fingerprint of its weights."""
-        weights = fingerprint(flax.traverse_util.flatten_dict(self.params, sep="/"))
+        weights = fingerprint(flatten(self.params))
         return self.origin | {"dtype": str(self.dtype), "version": mafx.__version__, "weights": weights}
 
     def __repr__(self) -> str:
@@ -105,15 +105,16 @@ def random_model(size: str | AnimatorConfig, seed: int = 0, dtype: jnp.dtype | s
     config = SIZES[size] if isinstance(size, str) else size
     block = np.tile(np.random.default_rng(seed).standard_normal(RANDOM_NUMBERS, np.float32), 2)
 
-    def draw(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:
-        if path[-1] == "pe":
+    def draw(name: str, leaf: jax.ShapeDtypeStruct) -> np.ndarray | jax.Array:
+        kind = name.rpartition("/")[-1]
+        if kind == "pe":
             return host_array(frame_sinusoid(*leaf.shape), dtype)
-        start = zlib.crc32("/".join(path).encode()) % RANDOM_NUMBERS  # each tensor begins elsewhere in the block
+        start = zlib.crc32(name.encode()) % RANDOM_NUMBERS  # each tensor begins elsewhere in the block
         values = np.resize(block[start : start + RANDOM_NUMBERS], leaf.shape)
-        values = values * np.float32(np.prod(leaf.shape[:-1]) ** -0.5 if path[-1] == "kernel" else 0.1)
-        return host_array(values + np.float32(path[-1] == "scale"), dtype)
+        values = values * np.float32(np.prod(leaf.shape[:-1]) ** -0.5 if kind == "kernel" else 0.1)
+        return host_array(values + np.float32(kind == "scale"), dtype)
 
-    shapes = flax.traverse_util.flatten_dict(parameter_shapes(config))
-    params = flax.traverse_util.unflatten_dict({path: draw(path, leaf) for path, leaf in shapes.items()})
+    shapes = flatten(parameter_shapes(config))
+    params = unflatten({name: draw(name, leaf) for name, leaf in shapes.items()})
     tokenizer = Tokenizer.without_vocabulary(config.text.vocabulary, config.text.positions)
     return Model(config, params, tokenizer, source=f"random numbers, seed {seed}")

@@ -75,6 +75,7 @@ def micro_config(stage, **changes):
     config.data.size, config.data.train_clips, config.data.test_clips = (16, 16), 16, 1
     config.data.frames = 1 if stage == "appearance" else 2
     config.log_every = config.cpu_devices = 1
+    config.optimiser = "adamw"  # muon compiles for longer
     for name, value in changes.items():
         config.update_from_flattened_dict({name: value})
     return config

@@ -13,6 +13,7 @@ from mafx.densepose import FLIPPED, draw_labels
 from mafx.errors import InputError
 from mafx.model import random_model
 from mafx.models.ablated import STICKS, draw_sticks
+from mafx.models.animator import FRAMES
 from mafx.models.attention import PartialBank
 
 
@@ -67,8 +68,23 @@ def test_the_embedding_is_dropped_like_a_bank(embedding, rng):
     assert elsewhere.shape == bank["text"]["tokens"].shape == (2, 16, 16)
 
 
-def test_the_published_layout_has_no_place_for_it(embedding, tmp_path):
-    with pytest.raises(
-        InputError, match="expected a model with the appearance 'bank' and the renders 'densepose', found 'embedding'"
-    ):
-        save_pretrained(embedding, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("name", "published", "other"),
+    [("appearance", "bank", "embedding"), ("renders", "densepose", "sticks"), ("frames", "ordered", "set")],
+)
+def test_the_published_layout_has_no_place_for_it(name, published, other, tmp_path):
+    model = random_model(dataclasses.replace(MICRO, **{name: other}))
+    with pytest.raises(InputError, match=f"expected a model with networks.{name} '{published}', found '{other}'"):
+        save_pretrained(model, tmp_path / "out")
+
+
+def test_a_set_of_frames_has_no_order(rng):
+    """Shuffled frames give shuffled answers; of ordered frames, others."""
+    noisy, t, text = normal(rng, 1, 3, 4, 4, 4), jnp.array([9]), normal(rng, 1, 3, 16)
+    differences = {}
+    for frames in FRAMES:
+        model = random_model(dataclasses.replace(MICRO, frames=frames), seed=1)
+        apply = compiled(model.networks, model.params)
+        shuffled = apply("predict", noisy[:, ::-1], t, text, {}, None)[:, ::-1]
+        differences[frames] = np.abs(shuffled - apply("predict", noisy, t, text, {}, None)).max()
+    assert differences["set"] < 1e-4 and differences["ordered"] > 1e-2

@@ -3,11 +3,11 @@ import pytest
 from conftest import SHARED
 from PIL import Image
 
-from mafx.data.puppets import STANDING, Identity, draw_puppet, skeleton
 from mafx.densepose import FLIPPED, PALETTE
 from mafx.densepose.bodies import BodyFinder, draw_body, limbs_of, turn, unit
 from mafx.densepose.landmarks import BODY, Crop, Pose
 from mafx.densepose.people import paint
+from mafx.puppets import STANDING, Identity, draw_puppet, skeleton
 
 CLIP = SHARED / "data" / "clips" / "teaser"
 SIZE = (256, 256)

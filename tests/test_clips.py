@@ -6,10 +6,11 @@ from conftest import SHARED
 from PIL import Image
 
 from mafx import media
-from mafx.data.clips import HALVES, FolderClip, PuppetClip, puppet_clips
+from mafx.data.clips import HALVES, FolderClip, PuppetClip, puppet_clips, puppet_images
 from mafx.data.latents import LatentClip
 from mafx.densepose import read_labels
 from mafx.errors import InputError
+from mafx.puppets import STANDING, Identity, draw_puppet
 
 
 def test_puppets_of_training_and_test_have_nothing_in_common():
@@ -57,6 +58,17 @@ def test_frames_of_a_folder_are_in_natural_order(tmp_path):
     clip = pickle.loads(pickle.dumps(FolderClip(tmp_path, first=1)))  # as workers receive it
     assert clip.frames == 2
     assert clip.read(np.arange(2))[0][:, 0, 0, 0].tolist() == [2, 10]
+
+
+def test_pictures_of_puppets_are_of_people_whom_no_clip_shows():
+    pictures = puppet_images(100, (32, 32), hidden=1.0)
+    others = {clip.identity for split in ("train", "test") for clip in puppet_clips(split, 100, (32, 32))}
+    assert not {clip.identity for clip in pictures} & others
+    assert len({clip.name for clip in pictures}) == 100 and {clip.frames for clip in pictures} == {1}
+    standing = draw_puppet(Identity.from_seed(pictures[5].identity, 1.0), STANDING, (32, 32))[0]
+    video, _ = pictures[5].read(np.arange(1))
+    assert video.shape == (1, 32, 32, 3) and (video[0] != standing).mean() > 0.05, "it moves"
+    assert pictures[5].fingerprint != puppet_images(100, (32, 32))[5].fingerprint
 
 
 def test_a_folder_may_hold_hidden_files_and_suffixes_in_upper_case(tmp_path):

@@ -34,7 +34,8 @@ from mafx.training.config import ATTENTION, LOW_RANK
 from mafx.training.loop import train
 from mafx.training.runs import load_run
 from mafx.training.sharding import make_mesh
-from mafx.training.step import flatten, trace_step
+from mafx.training.step import trace_step
+from mafx.trees import flatten
 
 KERNEL = "unet/encoder/down_blocks_0/attentions_0/transformer_blocks_0/attn1/to_q/kernel"
 CONVOLUTION = "unet/encoder/conv_in/kernel"

@@ -79,10 +79,49 @@ def test_flicker_of_parts_the_reference_never_showed():
     labels[:, :4], labels[:, 4:] = 1, 2
     video = np.zeros((3, 8, 8, 3), np.uint8)
     video[1, :4], video[1:, 4:] = 51, 102
-    assert metrics.flicker(video, labels, shown=np.array([2])) == pytest.approx(0.2)  # there and back
-    assert metrics.flicker(video, labels, shown=np.array([1])) == pytest.approx(0.4 / np.sqrt(2))
-    assert np.isnan(metrics.flicker(video, labels, shown=np.array([1, 2])))
-    assert np.isnan(metrics.flicker(video, labels, shown=np.array([2]), least=33)), "the part has 32 pixels"
+
+    def flicker(shown, pairs=None, **options):
+        return metrics.flicker(metrics.unseen_colours(video, labels, np.array(shown), **options), pairs)
+
+    assert flicker([2]) == pytest.approx(0.2)  # there and back
+    assert flicker([1]) == pytest.approx(0.4 / np.sqrt(2))
+    assert flicker([1], np.array([True, False])) == pytest.approx(0.4)
+    assert flicker([1], np.array([False, True])) == 0
+    assert np.isnan(flicker([1, 2])) and np.isnan(flicker([2], least=33)), "the part has 32 pixels"
+
+
+def test_drift_is_from_the_beginning_to_the_end():
+    labels = np.ones((8, 4, 4), np.uint8)
+    labels[-1] = 0  # nobody is there
+    video = np.repeat(np.array([0, 51, 0, 51, 51, 102, 102, 102], np.uint8), 48).reshape(8, 4, 4, 3)
+    colours = metrics.unseen_colours(video, labels, np.array([2]))
+    assert metrics.drift(colours, 2) == pytest.approx(0.3)
+    assert np.isnan(metrics.drift(metrics.unseen_colours(video, labels, np.array([1])), 2))
+
+
+def test_the_side_that_a_frame_shows():
+    labels = np.zeros((4, 4), np.uint8)
+    assert metrics.facing(labels) == ""
+    labels[:2] = 2
+    assert metrics.facing(labels) == "front"
+    labels[2:] = 1
+    assert metrics.facing(labels) == "side"
+    labels[1] = 1
+    assert metrics.facing(labels) == "side", "a quarter is not less than a quarter"
+    labels[:] = 1
+    assert metrics.facing(labels) == "back"
+
+
+def test_sharpness_is_relative_to_the_truth(rng):
+    truth = rng.integers(0, 256, (3, 8, 8, 3)).astype(np.uint8)
+    mask = np.zeros((3, 8, 8), bool)
+    mask[:2, 1:5, 1:5] = True
+    assert metrics.relative_sharpness(truth, truth, mask) == 1
+    assert metrics.relative_sharpness(truth // 2, truth, mask) == pytest.approx(0.5, abs=0.01)
+    changed = truth.copy()
+    changed[2], changed[:, 6:] = 0, 0
+    assert metrics.relative_sharpness(changed, truth, mask) == 1, "outside of the mask"
+    assert np.isnan(metrics.relative_sharpness(truth, truth, np.zeros_like(mask)))
 
 
 def test_intervals_hold_the_mean_about_as_often_as_they_say(rng):

@@ -9,7 +9,13 @@ import optax
 import pytest
 from micro import micro_config
 
-from mafx.training.optimiser import hashed_positions, make_optimiser, round_stochastically, with_bfloat16_state
+from mafx.training.optimiser import (
+    MUON_RMS,
+    hashed_positions,
+    make_optimiser,
+    round_stochastically,
+    with_bfloat16_state,
+)
 from mafx.training.sharding import make_mesh, parameter_sharding
 
 UPDATES = 2000
@@ -143,3 +149,41 @@ def test_rounding_is_the_same_on_any_mesh(rng):
                 _, state = jax.jit(optimiser.update)(params, state, params)
         states.append(jax.device_get(state))
     jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+# -- Muon
+
+
+def first_updates(name, params, gradients):
+    """What the first step of an optimiser adds to parameters, by their names."""
+    optimiser, _ = make_optimiser(micro_config("appearance", optimiser=name, lr=0.5, **STILL))
+    with jax.numpy_dtype_promotion("standard"):
+        updates, _ = optimiser.update(gradients, optimiser.init(params), params)
+    return updates
+
+
+STILL = {"warmup": 0, "decay": "constant", "clip": 1e9, "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 9), (3, 3, 2, 5)])
+def test_muon_turns_the_gradient_of_a_kernel_into_an_orthogonal_matrix(rng, shape):
+    params = {"layer/kernel": jnp.zeros(shape)}
+    gradient = rng.normal(size=shape).astype(np.float32) ** 3  # of very different singular values
+    update = first_updates("muon", params, {"layer/kernel": jnp.asarray(gradient)})["layer/kernel"]
+    matrix = np.asarray(update).reshape(-1, shape[-1])
+    singular = np.linalg.svd(matrix, compute_uv=False)
+    assert singular.max() / singular.min() < 2 < np.linalg.cond(gradient.reshape(matrix.shape))
+    assert np.sqrt(np.square(matrix).mean()) == pytest.approx(0.5 * MUON_RMS, rel=0.3)
+    assert (matrix * gradient.reshape(matrix.shape)).sum() < 0, "downhill"
+
+
+def test_muon_leaves_everything_else_to_adamw(rng):
+    shapes = {"layer/bias": (4,), "norm/scale": (4,), "text/embedding": (5, 4), "low_rank/layer/kernel/a": (6, 2)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    gradients = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    updates, config = first_updates("muon", params, gradients), micro_config("appearance")
+    adamw = optax.nadamw(0.5, *config.betas, weight_decay=0.0)
+    with jax.numpy_dtype_promotion("standard"):
+        expected, _ = adamw.update(gradients, adamw.init(params), params)
+    for name in shapes:
+        np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5, err_msg=name)

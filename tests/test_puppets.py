@@ -1,9 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 from micro import example
 
-from mafx.data.puppets import STANDING, Identity, Movement, draw_puppet, skeleton
 from mafx.densepose import FLIPPED, read_labels
+from mafx.densepose.capsules import HEAD
+from mafx.puppets import STANDING, Identity, Movement, draw_puppet, skeleton
 
 
 def test_clips_repeat_and_seeds_differ():
@@ -53,13 +56,53 @@ def test_mirrored_pose_is_the_flipped_picture_of_labels():
 
 
 def test_the_front_does_not_tell_the_back():
-    """A quarter of the clothes have another colour behind, and it does not depend on the front's."""
+    """A share of the garments has another look behind, which does not depend on the front's."""
     shirts = [Identity.from_seed(seed).shirt for seed in range(400)]
-    different = [shirt for shirt in shirts if (shirt.front != shirt.back).any()]
-    fronts, backs = [shirt.front for shirt in different], [shirt.back for shirt in different]
-    assert 0.15 < len(fronts) / len(shirts) < 0.35
-    correlation = np.corrcoef(np.array(fronts).ravel(), np.array(backs).ravel())[0, 1]
+    different = [shirt for shirt in shirts if shirt.front is not shirt.back]
+    assert 0.15 < len(different) / len(shirts) < 0.35
+    grounds = np.array([[shirt.front.ground, shirt.back.ground] for shirt in different])
+    correlation = np.corrcoef(grounds[:, 0].ravel(), grounds[:, 1].ravel())[0, 1]
     assert abs(correlation) < 0.15
+
+
+@pytest.mark.parametrize("hidden", [0.0, 0.5, 1.0])
+def test_the_share_of_hidden_surfaces_changes_nothing_else(hidden):
+    shares = []
+    for seed in range(100):
+        usual, other = Identity.from_seed(seed), Identity.from_seed(seed, hidden)
+        for garment in ("shirt", "trousers"):
+            a, b = getattr(usual, garment), getattr(other, garment)
+            np.testing.assert_array_equal(a.front.ground, b.front.ground)
+            shares.append(b.front is not b.back)
+        np.testing.assert_array_equal(usual.background.floor, other.background.floor)
+    assert abs(np.mean(shares) - hidden) < 0.12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_edges_are_smooth_and_all_sizes_show_the_same(seed):
+    """A picture is the mean of one four times as large."""
+    identity, pose = Identity.from_seed(seed), Movement.from_seed(seed).pose_at(1.5)
+    small, _ = draw_puppet(identity, pose, (64, 64))
+    large, _ = draw_puppet(identity, pose, (256, 256))
+    mean = large.reshape(64, 4, 64, 4, 3).mean((1, 3))
+    assert np.sqrt(np.square(small - mean).mean()) < 8
+    taken = large[2::4, 2::4].astype(float)  # edges as they come
+    assert np.square(small - mean).mean() < 0.4 * np.square(taken - mean).mean()
+
+
+def test_faces_have_eyes_and_backs_of_heads_have_hair():
+    green, skin = np.array([0.0, 1.0, 0.0]), np.array([0.6, 0.4, 0.3])
+    identity = dataclasses.replace(Identity.from_seed(0), hair=green, skin=skin, style="short")
+
+    def head(yaw):
+        picture, labels = draw_puppet(identity, STANDING | {"yaw": yaw}, (256, 256))
+        pixels = picture[np.isin(labels, list(HEAD.values()))].astype(int)
+        hairy, white = pixels[:, 1] > 2 * pixels[:, 0], pixels.min(-1) > 130
+        return hairy.mean(), white.sum()
+
+    (hair_before, eyes), (hair_behind, none) = head(0.0), head(np.pi)
+    assert hair_before < 0.4 and hair_behind > 0.7
+    assert eyes >= 4 and none == 0
 
 
 def test_every_puppet_stands_on_the_same_floor():
@@ -73,6 +116,6 @@ def test_every_puppet_stands_on_the_same_floor():
 
 def test_pictures_stay_as_they_are():
     """The bundled model was trained on these draws and pixels: noted here are the means of one clip's channels."""
-    clip = example((32, 32), 3, 7, 7)
-    np.testing.assert_allclose(clip.video.mean((0, 1, 2)), [110.782, 128.846, 100.061], atol=0.05)
+    clip = example((64, 64), 3, 7, 7)
+    np.testing.assert_allclose(clip.video.mean((0, 1, 2)), [118.738, 106.028, 102.343], atol=0.05)
     assert Movement.from_seed(7).pose_at(1.5)["arm_r"] == pytest.approx(0.461112285)

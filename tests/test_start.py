@@ -5,7 +5,7 @@ from micro import MICRO
 
 from mafx.models.animator import Animator, parameter_shapes
 from mafx.training.start import initial_value
-from mafx.training.step import flatten, unflatten
+from mafx.trees import flatten, unflatten
 
 
 def test_a_network_from_nothing_answers_zero_and_its_temporal_layers_change_nothing(rng):

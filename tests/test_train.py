@@ -32,7 +32,6 @@ from mafx.training.sharding import DEVICE_MEMORY, distribute_batch, make_mesh, p
 from mafx.training.step import (
     diffusion_loss,
     drop_motion,
-    flatten,
     init_state,
     jit_step,
     make_step,
@@ -41,6 +40,7 @@ from mafx.training.step import (
     state_maker,
 )
 from mafx.training.watch import Journal, Meter
+from mafx.trees import flatten
 
 
 @pytest.fixture

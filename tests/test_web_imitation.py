@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from test_bodies import puppet_pose
 
-from mafx.data.puppets import STANDING, Identity, Movement, draw_puppet, stance_of
 from mafx.densepose.landmarks import BODY, PoseTracker
 from mafx.densepose.pose_networks import PoseNetworks
+from mafx.puppets import STANDING, Identity, Movement, draw_puppet, stance_of
 from mafx.web.imitation import AT_EASE, PersonImitator, PuppetImitator, imitate
 
 WIDE = 240, 320

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mafx
-from mafx.data.puppets import STANDING, Identity, draw_puppet
+from mafx.puppets import STANDING, Identity, draw_puppet
 from mafx.web import mirror as mirror_module
 from mafx.web.imitation import PuppetImitator
 from mafx.web.mirror import Mirror, Reflection

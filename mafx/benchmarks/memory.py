@@ -20,7 +20,8 @@ from mafx.diffusion.schedule import Schedule
 from mafx.models.animator import SIZES, Animator, parameter_shapes
 from mafx.tables import markdown_table
 from mafx.training.config import parse_config
-from mafx.training.step import Flat, diffusion_loss, flatten, split
+from mafx.training.step import diffusion_loss, split
+from mafx.trees import Flat, flatten
 
 NAME = "python -m mafx.benchmarks.memory"
 FRAMES = 16

@@ -13,12 +13,14 @@ from typing import Protocol
 import numpy as np
 
 from mafx import media
-from mafx.data import puppets
 from mafx.densepose import draw_labels
 from mafx.errors import InputError
+from mafx.puppets import HIDDEN, STANDING, Identity, Movement, Pose, draw_puppet
 from mafx.stamps import hash_of
 
 TEST_SEEDS = 1_000_000  # identities and movements from here on are never trained on
+FIRST_SEEDS = {"train": 0, "test": TEST_SEEDS, "images": 2 * TEST_SEEDS}
+PUPPET_FRAMES = 96
 HALVES = ("images", "densepose")  # folders of a clip's frames and of their renders
 PLAIN = " #+,=@()[]"  # kept in names of files, beside letters, digits and "-._~"
 
@@ -75,36 +77,43 @@ def fingerprint_clips(clips: Sequence[Clip]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PuppetClip:
-    """A clip of a puppet, drawn when it is read. In frame 0 the puppet stands still and faces the viewer.
+    """A clip of a puppet, drawn when it is read. At its first moment the puppet stands still and faces the viewer.
 
     Attributes:
       identity: Seed of what the puppet looks like.
       movement: Seed of how it moves.
       size: Rows and columns in pixels.
+      frames: Number of frames.
+      hidden: Share of the garments that look otherwise behind.
+      first: Moment of the first frame, in frames.
+      fps: Frames per second.
     """
 
     identity: int
     movement: int
     size: media.Size
-    frames: int = 96
+    frames: int = PUPPET_FRAMES
+    hidden: float = HIDDEN
+    first: int = 0
     fps: Fraction = Fraction(12)
 
     @property
     def name(self) -> str:
-        return f"puppet{self.identity:06d}-{self.movement:06d}"
+        moment = f"-{self.first}" if self.first else ""
+        return f"puppet{self.identity:06d}-{self.movement:06d}{moment}"
 
     @property
     def fingerprint(self) -> str:
-        return hash_of([self.name, self.size, self.frames, str(self.fps)])
+        return hash_of([self.name, self.size, self.frames, self.hidden, str(self.fps)])
 
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        identity = puppets.Identity.from_seed(self.identity)
-        movement = puppets.Movement.from_seed(self.movement)
+        identity = Identity.from_seed(self.identity, self.hidden)
+        movement = Movement.from_seed(self.movement)
 
-        def pose(frame: int) -> puppets.Pose:
-            return puppets.STANDING if frame == 0 else movement.pose_at(float(frame / self.fps))
+        def pose(moment: int) -> Pose:
+            return STANDING if moment == 0 else movement.pose_at(float(moment / self.fps))
 
-        drawn = [puppets.draw_puppet(identity, pose(int(i)), self.size) for i in indices]
+        drawn = [draw_puppet(identity, pose(self.first + int(i)), self.size) for i in indices]
         video, labels = (np.stack(pictures) for pictures in zip(*drawn, strict=True))
         return video, draw_labels(labels)
 
@@ -112,7 +121,9 @@ class PuppetClip:
         return self.read(indices)[1]
 
 
-def puppet_clips(split: str, count: int, size: media.Size, frames: int = 96) -> list[PuppetClip]:
+def puppet_clips(
+    split: str, count: int, size: media.Size, frames: int = PUPPET_FRAMES, hidden: float = HIDDEN
+) -> list[PuppetClip]:
     """Make clips, each with an identity and a movement of its own.
 
     Args:
@@ -120,12 +131,20 @@ def puppet_clips(split: str, count: int, size: media.Size, frames: int = 96) -> 
       count: Number of clips.
       size: Rows and columns in pixels.
       frames: Frames of each clip.
+      hidden: Share of the garments that look otherwise behind, 0 to 1.
 
     Returns:
       The clips. They are drawn when they are read.
     """
-    first = {"train": 0, "test": TEST_SEEDS}[split]
-    return [PuppetClip(first + i, first + i, size, frames) for i in range(count)]
+    first = FIRST_SEEDS[split]
+    return [PuppetClip(first + i, first + i, size, frames, hidden) for i in range(count)]
+
+
+def puppet_images(count: int, size: media.Size, hidden: float = HIDDEN) -> list[PuppetClip]:
+    """Make pictures: clips of one frame, each of an identity of its own that is neither in "train" nor in "test"."""
+    first = FIRST_SEEDS["images"]
+    moments = (1 + i % (PUPPET_FRAMES - 1) for i in range(count))
+    return [PuppetClip(first + i, first + i, size, 1, hidden, moment) for i, moment in enumerate(moments)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,10 @@ from pathlib import Path
 import ml_collections
 
 from mafx.commands import expand_home
-from mafx.data.clips import Clip, FolderClip, puppet_clips
+from mafx.data.clips import PUPPET_FRAMES, Clip, FolderClip, puppet_clips, puppet_images
 from mafx.data.layouts import LAYOUTS
 from mafx.errors import InputError
+from mafx.puppets import HIDDEN
 
 
 def _puppet_clips(settings: ml_collections.ConfigDict, split: str) -> Sequence[Clip]:
@@ -16,7 +17,7 @@ def _puppet_clips(settings: ml_collections.ConfigDict, split: str) -> Sequence[C
     count = settings.get(f"{split}_clips")
     if count is None:
         raise InputError(f"config.data.{split}_clips: expected a number of puppets, found nothing")
-    return puppet_clips(split, count, (rows, columns))
+    return puppet_clips(split, count, (rows, columns), PUPPET_FRAMES, settings.get("hidden", HIDDEN))
 
 
 def _find_folder(settings: ml_collections.ConfigDict, what: str) -> Path:
@@ -52,15 +53,16 @@ _FINDERS: dict[str, Callable[[ml_collections.ConfigDict, str], Sequence[Clip]]] 
 }
 DATASETS = tuple(_FINDERS)
 PREPARED = tuple(LAYOUTS)  # those that mafx.data.builders makes
+IMAGE_SETS = ("puppets", *PREPARED)
 
 
 def find_clips(settings: ml_collections.ConfigDict, split: str) -> list[Clip]:
     """Find the clips of a split.
 
     Args:
-      settings: `name`, one of `DATASETS`, and what this data set needs: "puppets" the `size` and the numbers
-        `train_clips` and `test_clips`; "folder" a `path` and `train_frames`, the number of frames before those of the
-        test; all others the `path` under which they were prepared.
+      settings: `name`, one of `DATASETS`, and what this data set needs: "puppets" the `size`, the numbers
+        `train_clips` and `test_clips`, and perhaps the share `hidden`; "folder" a `path` and `train_frames`, the number
+        of frames before those of the test; all others the `path` under which they were prepared.
       split: "train" or "test".
 
     Returns:
@@ -72,3 +74,18 @@ def find_clips(settings: ml_collections.ConfigDict, split: str) -> list[Clip]:
     if settings.name not in _FINDERS:
         raise InputError(f"data set {settings.name!r} is unknown, expected one of {', '.join(DATASETS)}")
     return list(_FINDERS[settings.name](settings, split))
+
+
+def find_images(config: ml_collections.ConfigDict) -> list[Clip]:
+    """Find the image set of a training run: clips of one frame, of which "puppets" are drawn as large as the clips.
+
+    Args:
+      config: Its `images`, and its `data`.
+
+    Raises:
+      InputError: The image set is not there, or a setting is missing.
+    """
+    if config.images.name != "puppets":
+        return find_clips(config.images, "train")
+    rows, columns = config.data.size
+    return list(puppet_images(config.images.count, (rows, columns), config.data.hidden))

@@ -41,8 +41,10 @@ from mafx.stamps import Facts, compare_facts, read_stamp, write_stamp, write_who
 from mafx.tables import markdown_table
 
 FRAME_MEASURES = (metrics.l1, metrics.l1_published, metrics.psnr, metrics.psnr_legacy, metrics.ssim)
+SIDES = ("front", "side", "back")  # of the person that frames show
 MAX_FEATURES = 2**30  # bytes of a clip's features
 HIGHER_IS_BETTER = ("psnr", "psnr_legacy", "ssim")
+ONE_IS_BEST = ("sharpness",)
 METRICS_FILE, TABLE_FILE = "metrics.json", "metrics.md"
 FOLDERS = {"clips": ".json", "videos": ".mp4", "features": ".npz"}  # and what is written there
 OTHERS = "choose another --out, or give --overwrite to replace them"
@@ -236,7 +238,7 @@ def measure(
       mesh: Devices of this process, see `mafx.animate`.
 
     Returns:
-      Answer -> scores. The answer "truth" has the flicker of the true video, the least that one can hope for.
+      Answer -> scores. The answer "truth" has the true video's flicker and drift, the least that one can hope for.
     """
     example = read_example(clip, 0, np.append(0, targets), options)  # the first render is that of the reference
     reference, motion, truth = example["reference"], example["motion"][1:], example["video"][1:]
@@ -252,7 +254,7 @@ def measure(
     if "lpips" in networks:
         for answer, video in answers.items():
             scores[answer] |= networks.lpips(video, truth, person)
-    scores["truth"] = {"flicker_unseen": metrics.flicker(truth, labels, reference_labels)}
+    scores["truth"] = score_unseen(truth, labels, reference_labels, animation.borders)
     features = {answer: networks.features(video, person) for answer, video in {**answers, "truth": truth}.items()}
     _write_features(out / "features" / f"{file_name(clip)}.npz", features)
     videos = media.side_by_side(reference, motion, answers["result"], truth)
@@ -289,19 +291,36 @@ def score(
     """
     person = labels > 0
     frames = list(zip(video, truth, person, strict=True))
+    faced = [metrics.facing(frame) for frame in labels]
     values: Scores = {}
     for measure_frame in FRAME_MEASURES:
         name = measure_frame.__name__
         values[name] = np.mean([measure_frame(a, b) for a, b, _ in frames]).item()
         inside = [measure_frame(a, b, mask) if mask.any() else math.nan for a, b, mask in frames]
         values[f"{name}_person"] = metrics.mean_of_defined(inside)
+    for side in SIDES:
+        seen = [metrics.psnr(a, b, mask) for (a, b, mask), now in zip(frames, faced, strict=True) if now == side]
+        values[f"psnr_person_{side}"] = metrics.mean_of_defined(seen)
+    values["sharpness_person"] = metrics.relative_sharpness(video, truth, person)
     for name, mask in (("difference_error", None), ("difference_error_person", person)):
         changes = metrics.difference_error(video, truth, mask)
         values[name] = metrics.mean_of_defined(changes.tolist())
         if borders is not None and borders.any():
             values[f"{name}_at_borders"] = metrics.mean_of_defined(changes[borders].tolist())
             values[f"{name}_elsewhere"] = metrics.mean_of_defined(changes[~borders].tolist())
-    values["flicker_unseen"] = float(metrics.flicker(video, labels, reference_labels))
+    return values | score_unseen(video, labels, reference_labels, borders)
+
+
+def score_unseen(
+    video: np.ndarray, labels: np.ndarray, reference_labels: np.ndarray, borders: np.ndarray | None = None
+) -> Scores:
+    """The measures of parts that the reference does not show; these need no truth. Arguments as for `score`."""
+    colours = metrics.unseen_colours(video, labels, reference_labels)
+    ends = max(1, len(video) // 4)  # frames
+    values = {"flicker_unseen": metrics.flicker(colours), "drift_unseen": metrics.drift(colours, ends)}
+    if borders is not None and borders.any():
+        values["flicker_unseen_at_borders"] = metrics.flicker(colours, borders)
+        values["flicker_unseen_elsewhere"] = metrics.flicker(colours, ~borders)
     return values
 
 
@@ -419,7 +438,14 @@ def compare(ours: dict, theirs: dict) -> Summary:
 
 def higher_is_better(measure_name: str) -> bool:
     """Whether larger values of a measure are better, in the whole picture or inside the person's mask."""
-    return measure_name.removesuffix("_person") in HIGHER_IS_BETTER
+    return measure_name.partition("_person")[0] in HIGHER_IS_BETTER
+
+
+def best_end(measure_name: str) -> str:
+    """Where the best values of a measure are: an arrow up, down, or to 1."""
+    if measure_name.partition("_person")[0] in ONE_IS_BEST:
+        return "→ 1"
+    return "↑" if higher_is_better(measure_name) else "↓"
 
 
 def table(summary: Summary) -> str:
@@ -430,8 +456,7 @@ def table(summary: Summary) -> str:
     """
     rows = []
     for name in _union(summary.values()):
-        arrow = "↑" if higher_is_better(name) else "↓"
-        rows.append([f"{name} {arrow}", *(_cell(intervals.get(name)) for intervals in summary.values())])
+        rows.append([f"{name} {best_end(name)}", *(_cell(intervals.get(name)) for intervals in summary.values())])
     return markdown_table(["", *summary], rows)
 
 

@@ -25,6 +25,7 @@ from mafx.models.unet import Bank, Decoded, Residuals, UNet, UNetConfig
 FUSIONS = ("midup", "full")
 APPEARANCES = ("bank", "embedding")
 RENDERS = ("densepose", "sticks")
+FRAMES = ("ordered", "set")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class AnimatorConfig:
       appearance: Whether the reference comes as the "bank" of an appearance encoder, or as a global "embedding" in the
         cross-attention.
       renders: Whether the ControlNet sees the "densepose" renders, or "sticks" drawn from them.
+      frames: Whether temporal attention sees frames that are "ordered" by a sinusoid of their numbers, or a "set".
 
     Raises:
       ValueError: For an unknown choice.
@@ -52,9 +54,11 @@ class AnimatorConfig:
     fusion: str = FUSIONS[0]
     appearance: str = APPEARANCES[0]
     renders: str = RENDERS[0]
+    frames: str = FRAMES[0]
 
     def __post_init__(self):
-        for name, choices in (("fusion", FUSIONS), ("appearance", APPEARANCES), ("renders", RENDERS)):
+        known = {"fusion": FUSIONS, "appearance": APPEARANCES, "renders": RENDERS, "frames": FRAMES}
+        for name, choices in known.items():
             if getattr(self, name) not in choices:
                 expected = ", ".join(choices)
                 raise ValueError(f"{name} {getattr(self, name)!r} is unknown, expected one of {expected}")
@@ -88,21 +92,21 @@ SIZES = {
         autoencoder=AutoencoderConfig(widths=(8, 16, 16, 16), groups=8),
         text=TextConfig(width=32, hidden=64, layers=2, heads=4),
     ),
-    # Learns from nothing on 32x32 pictures: patches of 2x2 pixels instead of an autoencoder, positions given, no words.
+    # Learns from nothing on 64x64 pictures: patches of 4x4 pixels instead of an autoencoder, positions given, no words.
     "puppets": AnimatorConfig(
         unet=UNetConfig(
-            widths=(32, 64, 96),
-            attends=(False, True, True),
+            widths=(64, 96),
+            attends=(True, True),
             layers=1,
-            heads=4,
+            heads=2,
             groups=8,
-            channels=12,
+            channels=48,
             text_width=16,
             positions=True,
             temporal=TemporalConfig(heads=4, groups=8),
         ),
-        motion_widths=(16, 32),
-        autoencoder=PatchesConfig(factor=2),
+        motion_widths=(16, 32, 64),
+        autoencoder=PatchesConfig(factor=4),
         text=TextConfig(width=16, hidden=32, layers=1, heads=2, positions=2, vocabulary=2),
     ),
 }
@@ -138,7 +142,9 @@ class Animator(nn.Module):
     def setup(self):
         c = self.config
         image_unet = dataclasses.replace(c.unet, temporal=None)
-        self.unet = UNet(c.unet)
+        ordered = c.frames == FRAMES[0]
+        temporal = None if c.unet.temporal is None else dataclasses.replace(c.unet.temporal, ordered=ordered)
+        self.unet = UNet(dataclasses.replace(c.unet, temporal=temporal))
         if c.appearance == "embedding":
             self.appearance: nn.Module = GlobalEmbedding(image_unet)
         else:

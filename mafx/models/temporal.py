@@ -26,11 +26,13 @@ class TemporalConfig:
       heads: Number of attention heads.
       max_frames: Number of positions, and thus of frames in a window, that the transformer knows.
       groups: Of the norm at its entry; 32 in the published model, whatever the UNet around it has.
+      ordered: Whether frames are told their numbers. The published model's are; without, a clip is a set of frames.
     """
 
     heads: int = 8
     max_frames: int = 24
     groups: int = 32
+    ordered: bool = True
 
 
 def frame_sinusoid(frames: int, width: int) -> np.ndarray:
@@ -60,6 +62,7 @@ class FrameAttention(Attention):
     """
 
     max_frames: int = 24
+    ordered: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]  # neither bank nor text
@@ -69,7 +72,9 @@ class FrameAttention(Attention):
             known = f"the temporal transformer knows {self.max_frames} positions"
             raise ValueError(f"{known}, {f} frames were given; use a shorter window")
         pe = self.param("pe", lambda _, shape: jnp.asarray(frame_sinusoid(*shape)), (self.max_frames, c))
-        return super().__call__(x + jax.lax.stop_gradient(pe)[None, :f, None])
+        if self.ordered:
+            x = x + jax.lax.stop_gradient(pe)[None, :f, None]
+        return super().__call__(x)
 
     def attend(
         self, q: jax.Array, own: KeysValues | None, shared: KeysValues | None, keep: jax.Array | None
@@ -87,10 +92,10 @@ class TemporalBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        heads, max_frames = self.config.heads, self.config.max_frames
+        c = self.config
         for i in range(2):
             y = LayerNorm(name=f"norms_{i}")(x)
-            x = x + FrameAttention(heads, self.kernels, max_frames, name=f"attention_blocks_{i}")(y)
+            x = x + FrameAttention(c.heads, self.kernels, c.max_frames, c.ordered, name=f"attention_blocks_{i}")(y)
         return x + FeedForward(self.kernels, name="ff")(LayerNorm(name="ff_norm")(x))
 
 

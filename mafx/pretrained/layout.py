@@ -25,7 +25,7 @@ from mafx.commands import expand_home
 from mafx.errors import InputError
 from mafx.interrupts import partial_path
 from mafx.model import ORIGIN, Model, network_dtype
-from mafx.models.animator import APPEARANCES, RENDERS, AnimatorConfig, parameter_shapes
+from mafx.models.animator import APPEARANCES, FRAMES, RENDERS, AnimatorConfig, parameter_shapes
 from mafx.models.text import Tokenizer
 from mafx.placing import host_array
 from mafx.pretrained import configs
@@ -319,13 +319,9 @@ def save_pretrained(model: Model, directory: str | Path) -> None:
         for a part of the model: it is an ablation, or it has no temporal layers.
     """
     directory = expand_home(directory)
-    published = (APPEARANCES[0], RENDERS[0])
-    if (model.config.appearance, model.config.renders) != published:
-        raise InputError(
-            "expected a model with the appearance {!r} and the renders {!r}, found {!r} and {!r}".format(
-                *published, model.config.appearance, model.config.renders
-            )
-        )
+    for name, (published, *_) in {"appearance": APPEARANCES, "renders": RENDERS, "frames": FRAMES}.items():
+        if (found := getattr(model.config, name)) != published:
+            raise InputError(f"expected a model with networks.{name} {published!r}, found {found!r}")
     if directory.exists() and any(directory.iterdir()):
         raise InputError(f"expected a new or empty folder for the weights, found files in {directory}")
     partial = directory.absolute().with_name(f".{directory.name}.part")

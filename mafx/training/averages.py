@@ -12,7 +12,8 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from mafx.training.sharding import MAIN_MEMORY, MIN_ELEMENTS, Flat, parameter_sharding, replicated
+from mafx.training.sharding import MAIN_MEMORY, MIN_ELEMENTS, parameter_sharding, replicated
+from mafx.trees import Flat
 
 Average = Callable[[Flat, Flat, jax.Array, np.ndarray], Flat]
 

@@ -27,7 +27,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, LatestN
 from mafx.errors import InputError, refusals
 from mafx.files import check_tree
 from mafx.stamps import Facts, compare_facts, fingerprint, hash_of, new_run, read_stamp, seal, unseal, write_stamp
-from mafx.training.step import Flat, TrainState
+from mafx.training.step import TrainState
+from mafx.trees import Flat
 
 SCORE = "held_out_psnr"  # the best checkpoints are those with the largest
 FOLDER = "checkpoints"

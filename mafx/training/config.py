@@ -11,12 +11,14 @@ from ml_collections import config_flags
 from ml_collections.config_dict import placeholder
 
 from mafx.commands import expand_home
-from mafx.data.datasets import DATASETS, PREPARED
+from mafx.data.datasets import DATASETS, IMAGE_SETS
 from mafx.data.examples import CROPS, REFERENCES
 from mafx.diffusion.schedule import KINDS, PREDICTIONS
 from mafx.errors import InputError
-from mafx.models.animator import APPEARANCES, FUSIONS, RENDERS, SIZES
+from mafx.models.animator import APPEARANCES, FRAMES, FUSIONS, RENDERS, SIZES
 from mafx.models.unet import REMAT
+from mafx.puppets import HIDDEN
+from mafx.training.optimiser import OPTIMISERS
 
 STAGES = ("appearance", "temporal")
 DECAYS = ("constant", "cosine")
@@ -108,6 +110,7 @@ def _set_model(c: ml_collections.ConfigDict, stage: str) -> None:
     c.networks.fusion = FUSIONS[0]
     c.networks.appearance = APPEARANCES[0]
     c.networks.renders = RENDERS[0]
+    c.networks.frames = FRAMES[0]
     c.init_from = ""  # work folder of the stage before, or folder of published weights
     c.train_only = TRAINS[stage]
     c.low_rank = ml_collections.ConfigDict()  # see mafx.low_rank; its arrays are named low_rank/KERNEL/a and b
@@ -130,6 +133,7 @@ def _set_data(c: ml_collections.ConfigDict, stage: str) -> None:
     c.data.path = ""  # folder of prepared data
     c.data.train_clips = placeholder(int)  # number of puppets to train on
     c.data.test_clips = 16  # number of held-out puppets
+    c.data.hidden = HIDDEN  # share of the puppets' garments that look otherwise behind
     c.data.train_frames = placeholder(int)  # frames of a single clip to train on; the rest is held out
     c.data.size = (512, 512)  # rows and columns, pixels
     c.data.crop = "centre"  # what is kept of frames of other proportions: centre or random
@@ -142,8 +146,9 @@ def _set_data(c: ml_collections.ConfigDict, stage: str) -> None:
     c.data.latent_cache = ""  # folder in which every frame is encoded once
 
     c.images = ml_collections.ConfigDict()  # an image set for joint training; each image is its own reference
-    c.images.name = ""
+    c.images.name = ""  # one of mafx.data.datasets.IMAGE_SETS
     c.images.path = ""
+    c.images.count = 20_000  # number of puppets
     c.joint = ml_collections.ConfigDict()  # shares of the steps
     c.joint.images = 0.0  # that see the image set; the paper's tau_0 (appearance) or tau_1 (temporal)
     c.joint.frames = 0.4 if stage == "temporal" else 0.0  # that see single frames; the paper's tau_2 - tau_1
@@ -172,12 +177,13 @@ def _set_optimisation(c: ml_collections.ConfigDict, stage: str) -> None:
     c.accumulate_dtype = KEPT[0]  # of that average
     # A step is one update of the parameters; whatever is counted in steps is counted in updates.
     c.steps = 30_000 if stage == "appearance" else 10_000
-    c.lr = 1e-5  # of AdamW
+    c.optimiser = OPTIMISERS[0]  # or muon, which takes fewer steps from nothing and longer to compile
+    c.lr = 1e-5
     c.warmup = 500  # steps until the learning rate is reached
     c.decay = "constant"  # of the learning rate afterwards: constant or cosine
-    c.betas = (0.9, 0.999)  # of AdamW
-    c.weight_decay = 1e-2  # of AdamW
-    c.moments_dtype = KEPT[0]  # of AdamW's two moments; bfloat16 is rounded stochastically
+    c.betas = (0.9, 0.999)  # of AdamW, and of what Muon leaves to it
+    c.weight_decay = 1e-2
+    c.moments_dtype = KEPT[0]  # of its moments; bfloat16 is rounded stochastically
     c.clip = 1.0  # largest norm of the gradient
     c.ema = 0.9999  # decay of the averaged parameters, per step
     c.ema_on = PLACES[0]  # where they are kept: on the device, or in main memory (host)
@@ -221,9 +227,7 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
         "model": _one_of(*SIZES),
         "dtype": _one_of("float32", "bfloat16", "float16"),
         "remat": _one_of(*REMAT),
-        "networks.fusion": _one_of(*FUSIONS),
-        "networks.appearance": _one_of(*APPEARANCES),
-        "networks.renders": _one_of(*RENDERS),
+        "optimiser": _one_of(*OPTIMISERS),
         "decay": _one_of(*DECAYS),
         "accumulate_dtype": _one_of(*KEPT),
         "moments_dtype": _one_of(*KEPT),
@@ -234,7 +238,7 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
         "data.name": _one_of(*DATASETS),
         "data.crop": _one_of(*CROPS),
         "data.reference": _one_of(*REFERENCES),
-        "images.name": _one_of(*PREPARED) if c.joint.images else _one_of("", *PREPARED),
+        "images.name": _one_of(*IMAGE_SETS) if c.joint.images else _one_of("", *IMAGE_SETS),
         "data.size": Rule(
             lambda x: len(x) == 2 and all(n > 0 and n % factor == 0 for n in x),
             f"rows and columns, multiples of {factor}",
@@ -250,14 +254,19 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
         "data.latent_cache": Rule(
             lambda x: not x or not (c.data.flip or c.data.crop == "random"), "none with flips or random crops"
         ),
+        "loss.min_snr_gamma": Rule(
+            lambda x: x is None or not c.loss.as_v, "None with config.loss.as_v, another weight"
+        ),
         "loss.time_shift": Rule(lambda x: isinstance(x, int | float) and x > 0, "a number above 0"),
     }
-    shares = ["joint.images", "loss.reference_dropout", "loss.motion_dropout", "ema"]
+    networks = {"fusion": FUSIONS, "appearance": APPEARANCES, "renders": RENDERS, "frames": FRAMES}
+    rules |= {f"networks.{name}": _one_of(*choices) for name, choices in networks.items()}
+    shares = ["data.hidden", "joint.images", "loss.reference_dropout", "loss.motion_dropout", "ema"]
     share = Rule(lambda x: isinstance(x, int | float) and 0 <= x <= 1, "a number from 0 to 1")
     counts = ["batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames"]
     counts += ["keep", "data.stride"]
     amounts = ["warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers"]
-    amounts += ["loss.person", "loss.halvings", "loss.guidance", "low_rank.rank"]
+    amounts += ["loss.person", "loss.halvings", "loss.guidance", "low_rank.rank", "images.count"]
     for names, rule in ((shares, share), (counts, _at_least(1)), (amounts, _at_least(0))):
         rules |= dict.fromkeys(names, rule)
     return rules

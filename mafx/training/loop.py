@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from mafx.commands import expand_home
 from mafx.compiling import announce_compilation
 from mafx.data.clips import Clip
-from mafx.data.datasets import find_clips
+from mafx.data.datasets import find_clips, find_images
 from mafx.data.examples import ExampleOptions, Joint, batches
 from mafx.data.latents import cache_latents
 from mafx.diffusion.schedule import Schedule
@@ -41,8 +41,9 @@ from mafx.training.page import write_page
 from mafx.training.runs import make_tokenizer, model_sizes, run_facts, write_config
 from mafx.training.sharding import DEVICE_MEMORY, distribute_batch, make_mesh, replicated
 from mafx.training.start import start
-from mafx.training.step import Flat, jit_step, step_state, unflatten
+from mafx.training.step import jit_step, step_state
 from mafx.training.watch import Journal, Meter, show, video_path
+from mafx.trees import Flat, unflatten
 
 log = logging.getLogger("mafx")
 
@@ -66,7 +67,7 @@ def train(
     """
     check_config(config)
     clips, held_out = find_clips(config.data, "train"), find_clips(config.data, "test")
-    images = find_clips(config.images, "train") if config.joint.images else []
+    images = find_images(config) if config.joint.images else []
     run = Run(config, workdir, run_facts(config, clips, images), devices)
     examples = run.open_data(clips, images)
     trained, frozen = (sum(x.size for x in tree.values()) for tree in (run.state.trainable, run.state.frozen))

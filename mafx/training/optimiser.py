@@ -1,4 +1,4 @@
-"""The optimiser: AdamW behind gradient clipping, and the dtypes in which it keeps its arrays."""
+"""The optimiser: AdamW or Muon behind gradient clipping, and the dtypes in which it keeps its arrays."""
 
 from typing import Any, NamedTuple
 
@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
+from optax import contrib
 
+OPTIMISERS = ("adamw", "muon")
+MUON_MOMENTUM = 0.95
+MUON_RMS = 0.2  # of an update of a kernel at a learning rate of 1, about that of AdamW's
 COSINE_FLOOR = 0.05  # the cosine ends at this share of the learning rate: the last steps still learn
 ROUNDING_SEED = 24  # apart from the seeds of noise, which runs count from 0
 DROPPED_BITS = 16  # of float32's bits, those that bfloat16 does not have
 
 
 def make_optimiser(config: ml_collections.ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """AdamW behind gradient clipping, and the learning rate of each step.
+    """AdamW or Muon behind gradient clipping, and the learning rate of each step.
 
     The learning rate warms up, then stays or decays, as `config.decay` says.
     """
@@ -24,10 +28,42 @@ def make_optimiser(config: ml_collections.ConfigDict) -> tuple[optax.GradientTra
     }
     warmup = optax.linear_schedule(0.0, config.lr, max(1, config.warmup))
     rate = optax.join_schedules([warmup, decays[config.decay]], [config.warmup])
-    adamw = optax.adamw(rate, *config.betas, weight_decay=config.weight_decay)
+    b1, b2 = config.betas
+    if config.optimiser == "muon":
+        inner = muon(rate, b1, b2, config.weight_decay)
+    else:
+        inner = optax.adamw(rate, b1, b2, weight_decay=config.weight_decay)
     if config.moments_dtype == "bfloat16":
-        adamw = with_bfloat16_state(adamw)
-    return optax.chain(optax.clip_by_global_norm(config.clip), adamw), rate
+        inner = with_bfloat16_state(inner)
+    return optax.chain(optax.clip_by_global_norm(config.clip), inner), rate
+
+
+def muon(rate: optax.Schedule, b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
+    """Muon for kernels, and AdamW with Nesterov's momentum for everything else.
+
+    The momentum of a kernel, as a matrix of inputs and outputs, is replaced by the nearest orthogonal matrix. Updates
+    are scaled to the size of AdamW's (*Muon is Scalable for LLM Training*, arXiv 2502.16982), so that both share a
+    learning rate.
+    """
+
+    def as_matrices(params: dict[str, jax.Array]) -> dict[str, contrib.MuonDimensionNumbers | None]:
+        return {name: _as_matrix(x) if name.endswith("/kernel") else None for name, x in params.items()}
+
+    return contrib.muon(
+        rate,
+        beta=MUON_MOMENTUM,
+        weight_decay=weight_decay,
+        adam_b1=b1,
+        adam_b2=b2,
+        adam_weight_decay=weight_decay,
+        consistent_rms=MUON_RMS,
+        muon_weight_dimension_numbers=as_matrices,
+    )
+
+
+def _as_matrix(kernel: jax.Array) -> contrib.MuonDimensionNumbers:
+    """The last axis of a kernel holds its outputs, all others inputs."""
+    return contrib.MuonDimensionNumbers(tuple(range(kernel.ndim - 1)), kernel.ndim - 1)
 
 
 class RoundedState(NamedTuple):

@@ -49,7 +49,7 @@ CHARTS = (
     ("Held-out PSNR, person", "dB, within the person", (f"{SCORE}_person", "copying_psnr_person")),
     ("Loss by diffusion time", "quarters, t0 has the least noise", ("loss_t0", "loss_t1", "loss_t2", "loss_t3")),
     ("Gradient norm", "before clipping", ("gradient_norm",)),
-    ("Learning rate", "of AdamW", ("learning_rate",)),
+    ("Learning rate", "as scheduled", ("learning_rate",)),
     ("Speed", "examples per second", ("examples_per_second",)),
     ("Memory", "largest so far, GiB", ("memory_gib",)),
 )

@@ -25,7 +25,7 @@ from mafx.models.unet import REMAT
 from mafx.placing import host_array, host_sharding
 from mafx.stamps import Facts, write_whole
 from mafx.training.checkpoints import read_parameters
-from mafx.training.step import unflatten
+from mafx.trees import unflatten
 
 CONFIG_FILE = "config.json"
 VOCABULARY_FILES = ("vocab.json", "merges.txt")

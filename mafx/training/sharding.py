@@ -13,8 +13,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mafx.errors import InputError
 
-Flat = dict[str, jax.Array]  # parameters by their names, "unet/encoder/conv_in/kernel"
-
 AXES = DATA, FSDP = "data", "fsdp"
 DEVICE_MEMORY, MAIN_MEMORY = "device", "pinned_host"  # JAX's names; devices read this main memory by themselves
 MIN_ELEMENTS = 2**16  # arrays with fewer elements are kept whole on every device

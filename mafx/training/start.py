@@ -23,17 +23,8 @@ from mafx.training.checkpoints import Checkpoints, read_parameters
 from mafx.training.optimiser import make_optimiser
 from mafx.training.runs import VOCABULARY_FILES, keep_vocabulary
 from mafx.training.sharding import distribute_parameters, parameter_sharding
-from mafx.training.step import (
-    Flat,
-    TrainState,
-    flatten,
-    init_state,
-    run_shapes,
-    state_maker,
-    state_sharding,
-    step_state,
-    unflatten,
-)
+from mafx.training.step import TrainState, init_state, run_shapes, state_maker, state_sharding, step_state
+from mafx.trees import Flat, flatten, unflatten
 
 EVERYTHING = ((".*", True),)  # is trained
 

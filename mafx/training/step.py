@@ -1,6 +1,6 @@
 """One training step: the objective, the split into trainable and frozen parameters, the update.
 
-Parameters are flat dicts here, "unet/encoder/conv_in/kernel" -> array. Rules of freezing, sharding and checkpoints are
+Parameters are flat dicts here (see `mafx.trees`). Rules of freezing, sharding and checkpoints are
 simplest with that.
 """
 
@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -39,7 +38,8 @@ from mafx.models.animator import Animator, AnimatorConfig, parameter_shapes
 from mafx.models.attention import PartialBank
 from mafx.training.averages import average, in_main_memory
 from mafx.training.optimiser import make_optimiser
-from mafx.training.sharding import MIN_ELEMENTS, Flat, batch_sharding, parameter_sharding, replicated
+from mafx.training.sharding import MIN_ELEMENTS, batch_sharding, parameter_sharding, replicated
+from mafx.trees import Flat, flatten, unflatten
 
 Batch = dict[str, jax.Array]
 Loss = Callable[[Flat, Batch, jax.Array, jax.Array], tuple[jax.Array, dict[str, jax.Array]]]
@@ -48,16 +48,6 @@ FIRST_LOSS_SCALE = (
     2.0**16
 )  # it halves with each gradient that leaves float16's range, and doubles after 2000 that do not
 TIME_BUCKETS = 4  # the loss is reported for each quarter of the diffusion times
-
-
-def flatten(params: dict) -> Flat:
-    """Nested dict of parameters to a flat one."""
-    return flax.traverse_util.flatten_dict(params, sep="/")
-
-
-def unflatten(flat: Flat) -> dict:
-    """Flat dict of parameters to a nested one."""
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
 
 
 def split(flat: Flat, rules: Sequence[tuple[str, bool]]) -> tuple[Flat, Flat]:

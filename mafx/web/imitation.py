@@ -9,13 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
-from mafx.data.puppets import SIDES, STANDING, Identity, Limb, Stance, draw_puppet, rotate_yaw, stance_of
 from mafx.densepose.align import Box, Fit, cut_labels, fit_body
 from mafx.densepose.bodies import ANKLES, ELBOWS, HIPS, KNEES, SHOULDERS, WRISTS, Skeleton, draw_body, unit
 from mafx.densepose.landmarks import Pose
 from mafx.densepose.people import paint
 from mafx.errors import InputError
 from mafx.media import Size
+from mafx.puppets import SIDES, STANDING, Identity, Limb, Stance, draw_puppet, rotate_yaw, stance_of
 
 FARTHEST = 0.5  # that a puppet stands to the side, in its units, as far as those that models have seen
 UNSEEN, SEEN = 0.2, 0.7  # visibility up to which a limb hangs as it would, and from which on it is believed
@@ -34,7 +34,7 @@ class Imitator(Protocol):
 
 
 class PuppetImitator:
-    """A puppet, as `mafx.data.puppets` draws it.
+    """A puppet, as `mafx.puppets` draws it.
 
     Attributes:
       picture: The puppet, standing, uint8 `H W 3`.

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from mafx.data.clips import TEST_SEEDS
-from mafx.data.puppets import Identity
 from mafx.densepose import draw_labels
 from mafx.densepose.bodies import draw_body
 from mafx.densepose.landmarks import PoseTracker
@@ -22,6 +21,7 @@ from mafx.densepose.pose_networks import PoseNetworks
 from mafx.media import fit, to_uint8
 from mafx.model import Model
 from mafx.program import plan
+from mafx.puppets import Identity
 from mafx.settings import Settings
 from mafx.web.imitation import Imitator, PersonImitator, PuppetImitator
 
