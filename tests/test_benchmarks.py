@@ -1,5 +1,6 @@
 """Benchmarks and experiments: every command says what it does, reads reports rightly, and judges rightly."""
 
+import dataclasses
 import importlib
 import importlib.util
 import math
@@ -9,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from micro import example
 
-from configs.ablations import ABLATIONS, Ablation
+from configs.ablations import CLAIMS, VARIANTS, Claim, Run
 from mafx.benchmarks import measure, quality
 from mafx.data.clips import FolderClip
 from mafx.densepose import draw_labels
-from mafx.experiments import ablations, one_clip, personal
+from mafx.evaluation.protocol import score
+from mafx.experiments import ablations, everything, one_clip, personal
+from mafx.training.config import check_config, parse_config
 
 ROOT = Path(__file__).parent.parent
 MODULES = [
@@ -23,7 +27,12 @@ MODULES = [
     for path in sorted((ROOT / "mafx" / room).glob("[!_]*.py"))
 ]
 NEEDS = {"mafx.benchmarks.published": ("torch", "diffusers")}
-TOOLS = ("mafx.benchmarks.measure", "mafx.benchmarks.mutations", "mafx.benchmarks.fuzz_readers")  # no commands
+TOOLS = (
+    "mafx.benchmarks.measure",
+    "mafx.benchmarks.mutations",
+    "mafx.benchmarks.fuzz_readers",
+    "mafx.experiments.runs",
+)
 
 
 @pytest.fixture(params=MODULES)
@@ -106,60 +115,127 @@ def evaluation(measure_name, values):
     return {"clips": clips, "mean": {"result": {measure_name: [float(np.mean(values)), 0.0, 0.0]}}}
 
 
+def claim_of(**changes):
+    claim = Claim("it helps", "ours", "why not", "without it", Run())
+    return dataclasses.replace(claim, **changes)
+
+
 @pytest.mark.parametrize(
     ("measure_name", "changes", "better", "words"),
     [
         ("psnr_person", [-1.0, -2.0, -1.5, -1.0], "full", "yes"),
-        ("psnr_person", [1.0, 2.0, 1.5, 1.0], "changed", "no: changed is better"),
+        ("psnr_person_back", [1.0, 2.0, 1.5, 1.0], "changed", "no: changed is better"),
         ("psnr_person", [1.0, -1.0, 1.0, -1.0], "neither", "no difference"),
         ("flicker_unseen", [1.0, 2.0, 1.5, 1.0], "full", "yes"),
         ("flicker_unseen", [-1.0, -2.0, -1.5, -1.0], "changed", "no: changed is better"),
     ],
 )
-def test_claims_are_judged_by_the_interval_of_the_difference(measure_name, changes, better, words):
+def test_claims_are_judged_by_the_interval_of_the_difference(measure_name, changes, better, words, monkeypatch):
     full = [10.0, 12.0, 11.0, 13.0]
     changed = [x + change for x, change in zip(full, changes, strict=True)]
-    verdict = ablations.judge(
-        Ablation(claim="it helps", measure=measure_name),
-        evaluation(measure_name, changed),
-        evaluation(measure_name, full),
-    )
-    assert verdict["better"] == better and verdict["expected"] == "full"
-    assert verdict["difference"][0] == pytest.approx(np.mean(changes))
-    row = ablations.table({"no_help": verdict}).splitlines()[-1]
-    arrow = "↑" if measure_name == "psnr_person" else "↓"
-    assert row.startswith(f"| no_help | it helps | {measure_name} {arrow} | 11.5 |") and row.endswith(f"| {words} |")
+    claim = claim_of(measure=measure_name)
+    seeds = [[evaluation(measure_name, values)] * 2 for values in (changed, full)]
+    found = ablations.judge(claim, *seeds)
+    assert found["better"] == better and (found["seeds"], found["clips"]) == (2, 4)
+    assert found["difference"].mean == pytest.approx(np.mean(changes))
+    monkeypatch.setitem(CLAIMS, "it", claim)
+    row = ablations.table({"it": found}).splitlines()[-1]
+    arrow = "↑" if "psnr" in measure_name else "↓"
+    beginning = f"| it helps (ours) | why not | without it | {measure_name} {arrow} | 2 x 4 | 11.5 |"
+    assert row.startswith(beginning) and row.endswith(f"| {words} |")
+
+
+def test_clips_without_a_measure_count_for_nothing():
+    full, changed = evaluation("psnr", [1.0, 2.0, 4.0]), evaluation("psnr", [2.0, float("nan"), 5.5])
+    found = ablations.judge(claim_of(measure="psnr"), [changed], [full])
+    assert found["clips"] == 2 and found["full"] == 2.5 and found["difference"].mean == 1.25
+
+
+@pytest.mark.parametrize(("of_seeds", "of_clips", "of_rest"), [(1.0, 0.1, 0.3), (0.1, 1.0, 0.3), (0.0, 0.0, 1.0)])
+def test_intervals_hold_the_mean_of_other_seeds_and_clips(rng, of_seeds, of_clips, of_rest):
+    held = []
+    for _ in range(400):
+        values = of_seeds * rng.normal(size=(3, 1)) + of_clips * rng.normal(size=(1, 20))
+        interval = ablations.crossed_interval(values + of_rest * rng.normal(size=(3, 20)))
+        held.append(interval.low <= 0 <= interval.high)
+    assert np.mean(held) > 0.92, "95 % are claimed"
+
+
+def test_the_interval_of_one_seed_is_that_of_students_test(rng):
+    from scipy import stats  # noqa: PLC0415 (slow to import)
+
+    values = rng.normal(size=12)
+    expected = stats.ttest_1samp(values, 0).confidence_interval()
+    found = ablations.crossed_interval(values[None])
+    np.testing.assert_allclose((found.low, found.high), (expected.low, expected.high))
 
 
 @pytest.mark.parametrize(
-    ("name", "stages", "last"),
+    ("variant", "stage", "stages"),
     [
-        ("full", ["full/appearance", "full/temporal"], "full/temporal"),
-        ("embedding", ["embedding/appearance", "embedding/temporal"], "embedding/temporal"),
-        ("no_joint", ["no_joint/temporal"], "no_joint/temporal"),
-        ("no_temporal", ["full/appearance"], "full/appearance"),
-        ("guidance_2", [], "full/temporal"),
+        ("full", "temporal", ["full/2/appearance", "full/2/temporal"]),
+        ("full", "appearance", ["full/2/appearance"]),
+        ("embedding", "temporal", ["embedding/2/appearance", "embedding/2/temporal"]),
+        ("set", "temporal", ["full/2/appearance", "set/2/temporal"]),
     ],
 )
-def test_only_what_differs_is_trained(name, stages, last, monkeypatch, tmp_path):
+def test_only_what_differs_is_trained(variant, stage, stages, monkeypatch, tmp_path):
     commands = []
-    monkeypatch.setattr(ablations, "run_script", lambda *words: commands.append(words))
-    assert ablations.train(name, ABLATIONS[name], tmp_path) == tmp_path / last
-    assert [str(tmp_path / stage) for stage in stages] == [words[4] for words in commands]
+    monkeypatch.setattr(ablations, "run_python", lambda *words: commands.append(words))
+    assert ablations.train(variant, stage, 2, tmp_path) == tmp_path / stages[-1]
+    assert [str(tmp_path / name) for name in stages] == [words[4] for words in commands]
     for words in commands:
-        stage = Path(words[4]).name
-        assert words[:4] == ("train.py", "--config", f"ablations:{name}:{stage}", "--workdir")
-        start = Path(words[4]).parent if name != "no_joint" else tmp_path / "full"
-        expected = ("--config.init_from", str(start / "appearance")) if stage == "temporal" else ()
-        assert words[5:] == expected
+        workdir = Path(words[4])
+        own = workdir.parent.parent.name
+        assert words[:4] == ("train.py", "--config", f"ablations:{own}:{workdir.name}", "--workdir")
+        start = ("--config.init_from", str(tmp_path / stages[0])) if workdir.name == "temporal" else ()
+        assert words[5:] == ("--config.seed", "2", *start)
 
 
-def test_sampling_flags_of_ablations_exist():
+def test_claims_name_what_there_is():
+    """Variants, stages, flags of sample.py, measures; and no two ways of sampling share a folder."""
     parser = importlib.import_module("sample").make_parser()
-    for name, ablation in ABLATIONS.items():
-        args = parser.parse_args(["--workdir", "RUN", "--out", "OUT", *ablations.SAMPLING, *ablation.flags])
-        assert args.steps == 10, name
-    assert parser.parse_args(ABLATIONS["own_noise"].flags).shared_noise is False
+    clip = example((32, 32), 20)
+    borders = np.arange(19) == 9
+    known = score(clip.video, clip.video, labels=clip.labels, reference_labels=clip.labels[0], borders=borders)
+    runs = {run for claim in CLAIMS.values() for run in (claim.full, claim.changed)}
+    for run in runs:
+        args = parser.parse_args(["--workdir", "RUN", "--out", "OUT", *ablations.SAMPLING, *run.flags])
+        assert args.steps == 10 and run.variant in VARIANTS and run.frames in ablations.CLIPS
+        assert VARIANTS[run.variant].of in VARIANTS
+    folders = {ablations.evaluation_folder(run, Path(run.variant, run.stage)) for run in runs}
+    assert len(folders) == len(runs)
+    for name, claim in CLAIMS.items():
+        assert claim.measure in known and claim.full != claim.changed, name
+        assert claim.full.frames == claim.changed.frames and claim.source in ("paper", "ours")
+    assert {run.variant for run in runs} == set(VARIANTS)
+
+
+def test_everything_is_listed_and_what_is_there_is_not_done_again(tmp_path, monkeypatch, capsys):
+    ran = []
+    monkeypatch.setattr(everything, "run_python", lambda *words: ran.append(words))
+    everything.main(["--runs", str(tmp_path), "--list"])
+    listed = capsys.readouterr().out
+    assert not ran and "$ python train.py --config puppets:appearance" in listed and "h on two CPU cores" in listed
+
+    (tmp_path / "speed_quality.json").write_text("{}")
+    everything.main(["--runs", str(tmp_path), "--only", "personal", "speed_quality"])
+    assert ran == [("-m", "mafx.experiments.personal", "--runs", str(tmp_path / "personal"))]
+    assert "speed_quality.json is there" in capsys.readouterr().out
+
+
+def test_the_commands_of_everything_can_be_read(tmp_path):
+    """Each one by its own parser, and its config by the trainer's."""
+    for part in everything.parts_in(tmp_path).values():
+        assert part.result.is_relative_to(tmp_path)
+        for script, *flags in part.commands:
+            if script == "train.py":
+                check_config(parse_config(flags[flags.index("--config") + 1], flags[4:]))
+            elif script == "sample.py":
+                importlib.import_module("sample").make_parser().parse_args(flags)
+            else:
+                module = importlib.import_module(flags[0])
+                module.make_parser().parse_args(flags[1:])
 
 
 def test_the_nearest_render_differs_in_the_fewest_pixels():

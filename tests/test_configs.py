@@ -11,7 +11,7 @@ from micro import PARTS, example
 from PIL import Image
 
 from configs import card24
-from configs.ablations import ABLATIONS
+from configs.ablations import VARIANTS
 from mafx import media
 from mafx.data.builders import prepare
 from mafx.errors import InputError
@@ -25,7 +25,11 @@ OF_OTHERS = ("ablations", "card24", "few_steps", "personal")  # take the name of
 CASES = [(name, stage) for name in CONFIGS if name not in OF_OTHERS for stage in STAGES]
 CASES += [("card24", f"tiktok:{stage}") for stage in STAGES]
 CASES += [("personal", "puppets:temporal"), ("personal", "sd15:appearance"), ("few_steps", "puppets")]
-CASES += [("ablations", f"{name}:{ablation.trains[0]}") for name, ablation in ABLATIONS.items() if ablation.config]
+CASES += [  # whose programs are others
+    ("ablations", f"{name}:{variant.stages[0]}")
+    for name, variant in VARIANTS.items()
+    if any(field.startswith(("networks.", "images.")) for field in variant.config)
+]
 
 
 def get_config(name, argument):
@@ -90,6 +94,7 @@ def shrink(config, data, init_from=""):
         {"size": (16, 16), "frames": min(2, config.data.frames), "train_clips": 8, "test_clips": 1, "train_frames": 6}
     )
     config.data.path = str(data / "folder" if config.data.name == "folder" else data)
+    config.optimiser = "adamw"
     config.lr, config.warmup, config.decay, config.betas = (
         1e-3,
         0,
@@ -110,6 +115,12 @@ def test_every_config_makes_a_step(name, argument, data, stable_diffusion, one_d
     train(shrink(config, data, "" if from_nothing else stable_diffusion), tmp_path, one_device)
     metrics = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert metrics["step"] == 1 and np.isfinite(metrics["loss"]) and metrics["flop_utilisation"] > 0
+
+
+def test_every_variant_of_the_ablations_can_be_meant():
+    for name, variant in VARIANTS.items():
+        for stage in variant.stages:
+            check_config(get_config("ablations", f"{name}:{stage}"))
 
 
 def test_training_starts_from_stable_diffusion(data, stable_diffusion, micro, one_device, tmp_path):
@@ -199,10 +210,21 @@ def test_bad_values_are_refused_by_name(field, value, message, tmp_path, one_dev
     assert not (tmp_path / "new").exists()
 
 
+def test_a_loss_has_one_weight_of_the_times():
+    config = get_config("tiktok", "temporal")
+    config.loss.min_snr_gamma = 5.0
+    check_config(config)
+    config.loss.as_v = True
+    with pytest.raises(InputError, match=r"config.loss.min_snr_gamma: expected None with config.loss.as_v.*found 5.0"):
+        check_config(config)
+
+
 def test_unknown_stages_and_missing_data():
     with pytest.raises(InputError, match="one of appearance, temporal; found 'second'"):
         get_config("tiktok", "second")
-    with pytest.raises(InputError, match="ablation 'no_pose' is unknown, expected one of full, no_temporal"):
+    with pytest.raises(InputError, match="ablation 'no_pose' is unknown, expected one of full, embedding"):
         get_config("ablations", "no_pose:temporal")
+    with pytest.raises(InputError, match="'set' has the appearance stage of 'full'; train that one"):
+        get_config("ablations", "set:appearance")
     with pytest.raises(InputError, match=r"python -m mafx\.data\.builders tiktok"):
         train(get_config("tiktok", "appearance"), Path("nowhere"))

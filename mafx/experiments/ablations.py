@@ -1,17 +1,15 @@
-"""Train and evaluate all ablations of configs/ablations.py, and judge the claim behind each.
+"""Train and evaluate the variants of configs/ablations.py with several seeds, and judge all claims.
 
-    python -m mafx.experiments.ablations --runs RUNS [--only NAME ...]
+    python -m mafx.experiments.ablations --runs RUNS [--only CLAIM ...] [--seeds N]
 
 It runs in the root of the repository, where configs/ lies. Every training and every evaluation is a command that is
 shown as it runs; what is done already is not done again. It writes RUNS/ablations.md (the table), RUNS/ablations.json,
-and for each claim a picture, RUNS/NAME.png, and an animated one, RUNS/NAME.gif.
+and for each claim a picture, RUNS/CLAIM.png, and an animated one, RUNS/CLAIM.gif.
 """
 
 import json
-import shlex
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,164 +17,157 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from configs.ablations import ABLATIONS, LONG, Ablation, get_config
+from configs.ablations import CLAIMS, LONG, LONGER, VARIANTS, Claim, Run, get_config
 from mafx import media
-from mafx.commands import Parser, expand_home, run_command
-from mafx.evaluation.protocol import compare, higher_is_better, read_metrics
+from mafx.commands import Parser, expand_home, parse_count, run_command
+from mafx.evaluation.protocol import METRICS_FILE, best_end, higher_is_better, read_metrics
+from mafx.experiments.runs import is_evaluated, is_trained, moving_picture, picture, read_videos, run_python
 from mafx.tables import markdown_table
-from mafx.training.checkpoints import find_step, read_checkpoint_stamp
-from mafx.training.config import CONFIGS, STAGES
+from mafx.training.config import STAGES
 
 NAME = "python -m mafx.experiments.ablations"
-ROOT = CONFIGS.parent
-CLIPS = {16: 64, LONG: 24}  # frames of the clips -> how many clips are evaluated
+CLIPS = {16: 64, LONG: 16, LONGER: 8}  # frames of the clips -> how many clips are evaluated
 SAMPLING = ("--split", "test", "--steps", "10")
-SHOWN_CLIPS = 3
-MOMENTS = 3  # of a clip in a picture
+LEVEL = 0.95  # of intervals
 GIF_FPS = Fraction(8)
-PICTURE_ZOOM, GIF_ZOOM = 3, 4
 
-Verdict = dict[str, Any]  # what `judge` returns
-
-
-class Videos(NamedTuple):
-    """Videos of one clip, each uint8 `f H W 3`: of the full model, of the changed one, and the truth."""
-
-    reference: np.ndarray
-    full: np.ndarray
-    changed: np.ndarray
-    truth: np.ndarray
+Evaluation = dict[str, Any]  # what `mafx.evaluation.protocol.read_metrics` returns
 
 
 # -- Training and evaluating
 
 
-def base_name(ablation: Ablation) -> str:
-    """The ablation that this one is compared with: no change, on clips of the same length."""
-    return "full_long" if ablation.frames == LONG else "full"
+def train(variant: str, stage: str, seed: int, runs: Path) -> Path:
+    """Train a variant as far as a stage, and return the work folder of this stage."""
+    own = VARIANTS[variant]
+    workdirs = {name: runs / (variant if name in own.stages else own.of) / str(seed) / name for name in STAGES}
+    for name in STAGES[: STAGES.index(stage) + 1]:
+        trained = variant if name in own.stages else own.of
+        if not is_trained(workdirs[name], get_config(f"{trained}:{name}").steps):
+            flags = ["--config", f"ablations:{trained}:{name}", "--workdir", str(workdirs[name])]
+            flags += ["--config.seed", str(seed)]
+            if name != STAGES[0]:
+                flags += ["--config.init_from", str(workdirs[STAGES[0]])]
+            run_python("train.py", *flags)
+    return workdirs[stage]
 
 
-def train(name: str, ablation: Ablation, runs: Path) -> Path:
-    """Train an ablation as far as it needs to be, and return the work folder of its last stage."""
-    # Where no field of the config differs, the folders of the full model serve.
-    own_stages = ablation.trains if ablation.config else ()
-    workdirs = {stage: runs / (name if stage in own_stages else "full") / stage for stage in STAGES}
-    for stage in ablation.trains:
-        if not is_trained(workdirs[stage], get_config(f"{name}:{stage}").steps):
-            flags = ["--config", f"ablations:{name}:{stage}", "--workdir", str(workdirs[stage])]
-            if stage != "appearance":
-                flags += ["--config.init_from", str(workdirs["appearance"])]
-            run_script("train.py", *flags)
-    return workdirs["appearance" if ablation.trains == ("appearance",) else "temporal"]
+def evaluation_folder(run: Run, workdir: Path) -> Path:
+    """Where the evaluation of a run goes: a folder of its own for each way of sampling."""
+    words = [f"{run.frames}_frames", *(flag.lstrip("-").replace(".", "_") for flag in run.flags)]
+    return workdir / "evaluations" / "-".join(words)
 
 
-def is_trained(workdir: Path, steps: int) -> bool:
-    return (workdir / "checkpoints").is_dir() and find_step(workdir, "latest") >= steps
-
-
-def evaluate(workdir: Path, out: Path, ablation: Ablation) -> dict:
-    """The evaluation of an ablation in the folder `out`."""
+def evaluate(run: Run, seed: int, runs: Path) -> Path:
+    """The folder of the evaluation of a run, which is made where it is missing."""
+    workdir = train(run.variant, run.stage, seed, runs)
+    out = evaluation_folder(run, workdir)
     if not is_evaluated(workdir, out):
-        size = ("--clips", str(CLIPS[ablation.frames]), "--frames", str(ablation.frames))
-        run_script("sample.py", "--workdir", str(workdir), "--out", str(out), *SAMPLING, *size, *ablation.flags)
-    return read_metrics(out)
-
-
-def is_evaluated(workdir: Path, out: Path) -> bool:
-    """Whether `out` has the evaluation of the newest checkpoint, not that of an earlier run in the same folder."""
-    if not (out / "metrics.json").exists():
-        return False
-    settings, stamp = read_metrics(out)["settings"], read_checkpoint_stamp(workdir, "latest")
-    return all(settings.get(name) == stamp[name] for name in ("run", "step"))
-
-
-def run_script(script: str, *arguments: str) -> None:
-    """Show a command, and run it in the root of the repository."""
-    print(f"\n$ {shlex.join(['python', script, *arguments])}", flush=True)
-    subprocess.run([sys.executable, str(ROOT / script), *arguments], check=True, cwd=ROOT)
+        size = ("--clips", str(CLIPS[run.frames]), "--frames", str(run.frames))
+        stale = ("--overwrite",) if (out / METRICS_FILE).exists() else ()
+        run_python("sample.py", "--workdir", str(workdir), "--out", str(out), *SAMPLING, *size, *run.flags, *stale)
+    return out
 
 
 # -- Judging
 
 
-def judge(ablation: Ablation, changed: dict, full: dict) -> Verdict:
-    """Judge a claim by two evaluations.
+class Interval(NamedTuple):
+    """A mean, and the ends of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def crossed_interval(values: np.ndarray) -> Interval:
+    """The mean over seeds and clips, and its interval for other seeds and other clips.
+
+    Seeds and clips are crossed random effects. The variance of the mean is estimated from the mean squares of the
+    two-way analysis of variance, as MS_seeds + MS_clips - MS_rest over the number of values, at least as much as either
+    alone. Its degrees of freedom are Satterthwaite's (Biometrics Bulletin 2, 1946).
 
     Args:
-      ablation: Its `measure` is compared.
-      changed: The evaluation of the changed model, as `mafx.evaluation.protocol.read_metrics` gives it.
-      full: The same of the full model.
-
-    Returns: The measure of both, the difference between them, which of them is better ("neither", where the interval
-      of the difference includes zero), and which was expected to be.
+      values: `s n`, of s seeds and n clips; at least two clips. With one seed the interval is for other clips only.
     """
-    measure = ablation.measure
-    difference = compare(changed, full)["difference"][measure]
-    _, low, high = difference
-    changed_is_larger, full_is_larger = low > 0, high < 0
+    from scipy import stats  # noqa: PLC0415 (slow to import)
+
+    seeds, clips = values.shape
+    mean = values.mean()
+    of_seeds, of_clips = values.mean(1, keepdims=True) - mean, values.mean(0, keepdims=True) - mean
+    clips_square = seeds * np.square(of_clips).sum() / (clips - 1)
+    squares, freedoms = np.array([clips_square]), np.array([clips - 1])
+    variance = clips_square
+    if seeds > 1:
+        rest = values - mean - of_seeds - of_clips
+        rest_freedom = (seeds - 1) * (clips - 1)
+        seeds_square = clips * np.square(of_seeds).sum() / (seeds - 1)
+        squares = np.array([seeds_square, clips_square, np.square(rest).sum() / rest_freedom])
+        freedoms = np.array([seeds - 1, clips - 1, rest_freedom])
+        variance = max(seeds_square + clips_square - squares[2], seeds_square, clips_square)
+    if variance == 0:
+        return Interval(float(mean), float(mean), float(mean))
+    freedom = variance**2 / (np.square(squares) / freedoms).sum()
+    reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variance / values.size)
+    return Interval(float(mean), float(mean - reach), float(mean + reach))
+
+
+def scores_of(evaluations: Sequence[Evaluation], measure: str) -> np.ndarray:
+    """A measure by seeds and clips, `s n`; nan where it is not defined."""
+    scores = [[clip["result"].get(measure) for clip in evaluation["clips"].values()] for evaluation in evaluations]
+    return np.array(scores, np.float64)
+
+
+def judge(claim: Claim, changed: Sequence[Evaluation], full: Sequence[Evaluation]) -> dict[str, Any]:
+    """Judge a claim by evaluations of the same clips, one for each seed.
+
+    Returns:
+      "full" and "changed", the measure of both; "difference", an `Interval` of the changed minus the full; "better",
+      "neither" where that includes zero; "seeds" and "clips", the numbers of those in which the measure is defined.
+    """
+    scores = {"changed": scores_of(changed, claim.measure), "full": scores_of(full, claim.measure)}
+    defined = np.isfinite(scores["changed"] - scores["full"]).all(0)
+    scores = {name: values[:, defined] for name, values in scores.items()}
+    difference = crossed_interval(scores["changed"] - scores["full"])
     better = "neither"
-    if changed_is_larger or full_is_larger:
-        better = "changed" if changed_is_larger == higher_is_better(measure) else "full"
+    if difference.low > 0 or difference.high < 0:
+        better = "changed" if (difference.low > 0) == higher_is_better(claim.measure) else "full"
     return {
-        "claim": ablation.claim,
-        "measure": measure,
-        "full": full["mean"]["result"][measure],
-        "changed": changed["mean"]["result"][measure],
+        "full": float(scores["full"].mean()),
+        "changed": float(scores["changed"].mean()),
         "difference": difference,
-        "expected": ablation.better,
         "better": better,
+        "seeds": len(changed),
+        "clips": int(defined.sum()),
     }
 
 
-def verdict_words(verdict: Verdict) -> str:
+def verdict_words(claim: Claim, better: str) -> str:
     """Whether a claim holds."""
-    if verdict["better"] == verdict["expected"]:
+    if better == claim.better:
         return "yes"
-    if verdict["better"] == "neither":
+    if better == "neither":
         return "no difference"
-    return f"no: {verdict['better']} is better"
+    return f"no: {better} is better"
 
 
-def table(verdicts: Mapping[str, Verdict]) -> str:
-    """A Markdown table with a row for each ablation."""
+def table(verdicts: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table with a row for each claim."""
     rows = []
-    for name, verdict in verdicts.items():
-        measure = f"{verdict['measure']} {'↑' if higher_is_better(verdict['measure']) else '↓'}"
-        mean, low, high = verdict["difference"]
-        difference = f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]"
-        means = (verdict["full"][0], verdict["changed"][0])
-        rows.append((name, verdict["claim"], measure, *means, difference, verdict_words(verdict)))
-    header = ("change", "claim", "measure", "full", "changed", "difference, 95 %", "as claimed")
-    return markdown_table(header, rows, words=3)
-
-
-# -- Showing
-
-
-def read_videos(full: Path, changed: Path) -> Iterator[Videos]:
-    """The videos of the first clips of two evaluations."""
-    for path in sorted((full / "videos").glob("*.mp4"))[:SHOWN_CLIPS]:
-        # A video of an evaluation is reference | motion | result | truth.
-        full_shown, changed_shown = (media.read_video(folder / "videos" / path.name)[0] for folder in (full, changed))
-        reference, _, full_result, truth = np.split(full_shown, 4, axis=2)
-        _, _, changed_result, _ = np.split(changed_shown, 4, axis=2)
-        yield Videos(reference, full_result, changed_result, truth)
-
-
-def picture(clips: Sequence[Videos]) -> np.ndarray:
-    """A row per clip, uint8 `H W 3`: the reference, then full | changed | truth at some moments."""
-    rows = []
-    for clip in clips:
-        moments = np.linspace(0, len(clip.truth) - 1, MOMENTS + 1).round().astype(int)[1:]
-        frames = [video[i] for i in moments for video in (clip.full, clip.changed, clip.truth)]
-        rows.append(np.concatenate([clip.reference[0], *frames], axis=1))
-    return media.enlarge(np.concatenate(rows), PICTURE_ZOOM)
-
-
-def moving_picture(clips: Sequence[Videos]) -> np.ndarray:
-    """A row per clip, uint8 `f H W 3`: full | changed | truth."""
-    rows = [media.side_by_side(clip.full, clip.changed, clip.truth) for clip in clips]
-    return media.enlarge(np.concatenate(rows, axis=1), GIF_ZOOM)
+    for name, found in verdicts.items():
+        claim = CLAIMS[name]
+        difference = "{:+.3g} [{:+.3g}, {:+.3g}]".format(*found["difference"])
+        words = (
+            f"{claim.words} ({claim.source})",
+            claim.reason,
+            claim.design,
+            f"{claim.measure} {best_end(claim.measure)}",
+        )
+        count = f"{found['seeds']} x {found['clips']}"
+        verdict = verdict_words(claim, found["better"])
+        rows.append((*words, count, found["full"], found["changed"], difference, verdict))
+    header = ("claim", "why", "change", "measure", "seeds x clips", "without", "with", "difference, 95 %", "holds")
+    return markdown_table(header, rows, words=4)
 
 
 # -- The command
@@ -184,29 +175,26 @@ def moving_picture(clips: Sequence[Videos]) -> np.ndarray:
 
 def make_parser() -> Parser:
     parser = Parser(NAME, __doc__)
-    names = list(ABLATIONS)
-    parser.add_argument("--runs", type=Path, required=True, help="Folder for all work folders and results.")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="Ablations (default: all).")
+    add, names = parser.add_argument, list(CLAIMS)
+    add("--runs", type=Path, required=True, help="Folder for all work folders and results.")
+    add("--only", nargs="+", choices=names, default=names, metavar="CLAIM", help="Claims (default: all).")
+    add("--seeds", type=parse_count, default=3, help="Trainings of each variant (default 3).")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
     runs = expand_home(args.runs).resolve()
-    evaluations: dict[str, dict] = {}
-    verdicts: dict[str, Verdict] = {}
-    # What is compared with comes first.
-    for name in dict.fromkeys([*(base_name(ABLATIONS[name]) for name in args.only), *args.only]):
-        ablation = ABLATIONS[name]
-        out = runs / name / "evaluation"
-        evaluations[name] = evaluate(train(name, ablation, runs), out, ablation)
-        if ablation.claim:
-            base = base_name(ablation)
-            verdicts[name] = judge(ablation, evaluations[name], evaluations[base])
-            clips = list(read_videos(runs / base / "evaluation", out))
-            Image.fromarray(picture(clips)).save(runs / f"{name}.png")
-            media.write_video(runs / f"{name}.gif", moving_picture(clips), GIF_FPS)
-    (runs / "ablations.json").write_text(json.dumps(verdicts, indent=2) + "\n")
+    verdicts: dict[str, dict[str, Any]] = {}
+    for name in args.only:
+        claim = CLAIMS[name]
+        folders = [[evaluate(run, seed, runs) for seed in range(args.seeds)] for run in (claim.full, claim.changed)]
+        full, changed = ([read_metrics(folder) for folder in of_seeds] for of_seeds in folders)
+        verdicts[name] = judge(claim, changed, full)
+        clips = list(read_videos(folders[0][0], folders[1][0]))
+        Image.fromarray(picture(clips)).save(runs / f"{name}.png")
+        media.write_video(runs / f"{name}.gif", moving_picture(clips), GIF_FPS)
+        (runs / "ablations.json").write_text(json.dumps(verdicts, indent=2) + "\n")
     (runs / "ablations.md").write_text(table(verdicts))
     print(f"\n{table(verdicts)}")
 

@@ -23,7 +23,7 @@ from mafx.densepose import read_labels
 from mafx.evaluation.features import frechet_distance
 from mafx.evaluation.protocol import mean_interval
 from mafx.evaluation.random_features import random_features
-from mafx.metrics import psnr, sharpness
+from mafx.metrics import psnr, relative_sharpness
 from mafx.tables import markdown_table
 
 if TYPE_CHECKING:
@@ -62,9 +62,9 @@ def animate(model: mafx.Model, example: Example, sampler: str, steps: int) -> np
 def score(video: np.ndarray, example: Example) -> dict[str, float]:
     """The measures of one video that are means over its frames, within the person."""
     person = read_labels(example["motion"])[0] > 0
-    frames = list(zip(video, example["video"], person, strict=True))
-    sharp, truly_sharp = (np.mean([sharpness(pair[i], pair[2]) for pair in frames]) for i in (0, 1))
-    return {"psnr_person": float(np.mean([psnr(*frame) for frame in frames])), "sharpness": float(sharp / truly_sharp)}
+    truth = example["video"]
+    in_person = [psnr(*frame) for frame in zip(video, truth, person, strict=True)]
+    return {"psnr_person": float(np.mean(in_person)), "sharpness": relative_sharpness(video, truth, person)}
 
 
 def table(rows: Sequence[Row]) -> str:

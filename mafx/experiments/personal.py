@@ -19,13 +19,14 @@ import numpy as np
 from PIL import Image
 
 from mafx import media
+from mafx.bundled import SUITABLE
 from mafx.commands import Parser, add_cache_flag, expand_home, parse_count, run_command
 from mafx.compiling import keep_programs
 from mafx.data.clips import HALVES, TEST_SEEDS, PuppetClip
 from mafx.data.examples import ExampleOptions
 from mafx.evaluation.features import MetricNetworks
 from mafx.evaluation.protocol import evaluate, mean_interval
-from mafx.experiments.ablations import is_trained, picture, read_videos, run_script
+from mafx.experiments.runs import is_trained, picture, read_videos, run_python
 from mafx.low_rank import apply_update
 from mafx.model import Model
 from mafx.pretrained.layout import save_pretrained
@@ -80,19 +81,19 @@ def train(identity: int, runs: Path, size: media.Size, flags: Sequence[str]) -> 
         write_clip(clip, folder)
         data = ["--config.data.path", str(folder), "--config.data.train_frames", str(int(SECONDS * clip.fps))]
         start = ["--config.init_from", str(runs / "bundled"), "--config.show_clips", "0"]  # they are measured below
-        run_script("train.py", "--config", CONFIG, "--workdir", str(workdir), *data, *start, *flags)
+        run_python("train.py", "--config", CONFIG, "--workdir", str(workdir), *data, *start, *flags)
     return workdir
 
 
 def evaluate_model(model: Model, clips: Sequence[PuppetClip], out: Path) -> Evaluation:
-    """The evaluation of a model, in one step as the bundled model needs."""
+    """The evaluation of a model, with the settings that suit the bundled one."""
     return evaluate(
         model,
         clips,
         out,
         options=ExampleOptions(size=model.size, stride=1),
         frames=FRAMES,
-        settings={"steps": 1, "guidance_scale": 1.0},
+        settings={"guidance_scale": 1.0, **SUITABLE},
         networks=MetricNetworks(None),
     )
 
