@@ -37,7 +37,7 @@ NAME = "sample.py"
 DEFAULT_OUT = "animation.mp4,animation.gif"
 DEFAULT_RECORD = "animation.json"  # written beside them: earlier outputs are sample.py's own
 ADVICE = "take --dtype bfloat16, a smaller --size, or fewer --windows_at_once"
-SPECIAL_DEFAULTS = {"steps": "; 1 for the bundled model", "guidance_scale": "; the run's own with --workdir"}
+SPECIAL_DEFAULTS = {"steps": "; fewer for the bundled model", "guidance_scale": "; the run's own with --workdir"}
 
 
 def make_parser() -> Parser:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import ml_collections
 
-from mafx.bundled import bundled_config, load_bundled
+from mafx.bundled import SUITABLE, bundled_config, load_bundled
 from mafx.commands import expand_home
 from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError
@@ -74,7 +74,7 @@ def _find_model(pretrained: str | None, workdir: str | None, checkpoint: str) ->
         return _pretrained_source(expand_home(pretrained))
     if workdir:
         return _run_source(expand_home(workdir), checkpoint)
-    return _trained_source("the bundled model, which knows puppets only", bundled_config(), load_bundled, steps=1)
+    return _trained_source("the bundled model, which knows puppets only", bundled_config(), load_bundled, **SUITABLE)
 
 
 def find_sources(folder: str | None) -> dict[str, Source]:

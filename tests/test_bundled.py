@@ -22,7 +22,7 @@ def test_size_of_the_file():
 
 def test_it_says_what_it_is():
     model = load_bundled()
-    assert (model.size, model.source) == ((32, 32), "the bundled model (puppets)")
+    assert (model.size, model.source) == ((64, 64), "the bundled model (puppets)")
 
 
 def test_scores_of_held_out_clips(tmp_path):

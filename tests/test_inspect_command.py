@@ -103,7 +103,7 @@ def test_published_weights_are_looked_into(published, tmp_path):
     ("flags", "message"),
     [
         (["--frames=2", "--frame=2"], "expected a frame from 0 to 1, found 2"),
-        (["--frames=2", "--place=3,32", "--steps=1"], "columns 0 to 31, found 3,32"),
+        (["--frames=2", "--place=3,64", "--steps=1"], "columns 0 to 63, found 3,64"),
         (["--reuse=2", "--frames=2"], "found a reuse of 2; take 1"),
     ],
 )

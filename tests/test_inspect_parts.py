@@ -114,7 +114,7 @@ def test_summaries_are_means_with_intervals():
 def measured():
     """Held-out puppets, at the first of three steps."""
     program = mafx.plan(mafx.load_bundled(), mafx.Settings(steps=3, guidance_scale=1.0, window=8), frames=8)
-    return parts.measure_clips(program, puppet_clips("test", 6, (32, 32)), [0], stride=8)
+    return parts.measure_clips(program, puppet_clips("test", 6, (64, 64)), [0], stride=8)
 
 
 def test_puppets_look_at_the_same_part_more_often_than_chance(measured):
@@ -126,12 +126,12 @@ def test_puppets_look_at_the_same_part_more_often_than_chance(measured):
     assert best["part_top"][0] > best["part_still"][0]
     assert best["person"][0] > 2 * best["person_chance"][0]
     coarse = summary["mid_block/attentions_0"]
-    assert abs(coarse["part - part_chance"][0]) < 0.1  # 4x4 tokens tell parts apart badly
+    assert coarse["part - part_chance"][0] < low  # 8x8 tokens tell parts apart worse
 
 
 def test_attention_that_is_shuffled_is_chance(measured):
     """The same measure of the same people sees nothing where nothing is."""
-    clip = puppet_clips("test", 1, (32, 32))[0]
+    clip = puppet_clips("test", 1, (64, 64))[0]
     labels = read_labels(clip.read_motion(np.arange(0, 64, 8)))[0]
     chosen = choose_places(labels[0], labels, 0)
     weights = np.asarray(jax.nn.softmax(8 * jax.random.normal(jax.random.key(0), (len(chosen.parts), 64))))

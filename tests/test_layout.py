@@ -213,7 +213,7 @@ def test_export_of_the_bundled_model(tmp_path, caplog):
     assert f"Wrote the bundled model (puppets) in {tmp_path / 'x'}: 15." in caplog.text
     bundled, back = load_bundled("float16"), load_pretrained(tmp_path / "x", "float16")
     assert_equal_trees(back.params, bundled.params)
-    assert (back.config, back.schedule, back.size) == (bundled.config, bundled.schedule, (32, 32))
+    assert (back.config, back.schedule, back.size) == (bundled.config, bundled.schedule, (64, 64))
 
 
 def test_a_model_without_temporal_layers_is_refused(micro, tmp_path):

@@ -57,16 +57,16 @@ def test_without_arguments_a_puppet_is_animated_and_again(tmp_path):
         done = sample(tmp_path, "--frames", frames, "--grid")
         assert done.returncode == 0, done.stderr
         assert "the bundled model" in done.stderr
-        assert f"animation.mp4 and animation.gif: {frames} frames of 32x32, enlarged 8 times" in done.stderr
+        assert f"animation.mp4 and animation.gif: {frames} frames of 64x64, enlarged 4 times" in done.stderr
         for name in ("animation.mp4", "animation.gif"):
             video, fps = media.read_video(tmp_path / name)
             # a gif counts in hundredths of a second
             assert video.shape == (frames, 256, 3 * 256, 3) and abs(fps - 12) <= 0.5
-    held_out, _ = puppet_clips("test", 1, (32, 32))[0].read(np.arange(1))
-    shown = media.read_video(tmp_path / "animation.mp4")[0][0, 4::8, 4:256:8]
+    held_out, _ = puppet_clips("test", 1, (64, 64))[0].read(np.arange(1))
+    shown = media.read_video(tmp_path / "animation.mp4")[0][0, 2::4, 2:256:4]
     assert np.abs(shown.astype(int) - held_out[0]).mean() < 4
     record = json.loads((tmp_path / "animation.json").read_text())
-    assert record["zoom"] == 8 and record["settings"]["steps"] == 1
+    assert record["zoom"] == 4 and record["settings"]["steps"] == 4
 
 
 def test_somebody_else_s_files_are_not_replaced(tmp_path):

@@ -8,7 +8,6 @@ clips.
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -21,8 +20,10 @@ from mafx.models.animator import SIZES
 from mafx.models.text import Tokenizer
 from mafx.placing import host_array
 from mafx.stamps import STAMP_FILE, compare_facts, fingerprint, read_stamp, write_stamp
+from mafx.trees import flatten, unflatten
 
 FOLDER = Path(__file__).parent
+SUITABLE: dict[str, Any] = {"steps": 4}  # settings that differ from the defaults of `mafx.Settings`
 MAX_BYTES = 2**28  # of the parameters
 
 
@@ -32,7 +33,7 @@ def bundled_config() -> ml_collections.ConfigDict:
 
 
 def load_bundled(dtype: jnp.dtype | str = jnp.float32) -> Model:
-    """Load the bundled model. It animates puppets of 32x32 pixels and knows nothing of real people.
+    """Load the bundled model. It animates puppets of 64x64 pixels and knows nothing of real people.
 
     Args:
       dtype: Of the parameters, in which the networks will compute: a dtype, or its name.
@@ -48,7 +49,7 @@ def load_bundled(dtype: jnp.dtype | str = jnp.float32) -> Model:
     rows, columns = config.data.size
     return Model(
         config=sizes,
-        params=flax.traverse_util.unflatten_dict(params, sep="/"),
+        params=unflatten(params),
         tokenizer=Tokenizer.without_vocabulary(sizes.text.vocabulary, sizes.text.positions),
         schedule=Schedule(**config.schedule),
         size=(rows, columns),
@@ -72,7 +73,7 @@ def save_bundled(model: Model, config: ml_collections.ConfigDict, folder: Path =
       config: What it was trained with, in its last stage.
       folder: Where the files go.
     """
-    flat = flax.traverse_util.flatten_dict(model.params, sep="/")
+    flat = flatten(model.params)
     arrays: dict[str, Any] = {name: np.asarray(x, np.float16) for name, x in flat.items()}
     np.savez_compressed(folder / "puppets.npz", **arrays)
     write_stamp(folder / STAMP_FILE, model.stamp() | {"weights": fingerprint(arrays), "dtype": "float16"})
