@@ -254,9 +254,7 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
         "data.latent_cache": Rule(
             lambda x: not x or not (c.data.flip or c.data.crop == "random"), "none with flips or random crops"
         ),
-        "loss.min_snr_gamma": Rule(
-            lambda x: x is None or not c.loss.as_v, "None with config.loss.as_v, another weight"
-        ),
+        "loss.min_snr_gamma": Rule(lambda x: x is None or not c.loss.as_v, "None with config.loss.as_v"),
         "loss.time_shift": Rule(lambda x: isinstance(x, int | float) and x > 0, "a number above 0"),
     }
     networks = {"fusion": FUSIONS, "appearance": APPEARANCES, "renders": RENDERS, "frames": FRAMES}
