@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_collections
 
 from mafx.commands import expand_home
-from mafx.data.clips import PUPPET_FRAMES, Clip, FolderClip, puppet_clips, puppet_images
+from mafx.data.clips import Clip, FolderClip, puppet_clips, puppet_images
 from mafx.data.layouts import LAYOUTS
 from mafx.errors import InputError
 from mafx.puppets import HIDDEN
@@ -17,7 +17,7 @@ def _puppet_clips(settings: ml_collections.ConfigDict, split: str) -> Sequence[C
     count = settings.get(f"{split}_clips")
     if count is None:
         raise InputError(f"config.data.{split}_clips: expected a number of puppets, found nothing")
-    return puppet_clips(split, count, (rows, columns), PUPPET_FRAMES, settings.get("hidden", HIDDEN))
+    return puppet_clips(split, count, (rows, columns), hidden=settings.get("hidden", HIDDEN))
 
 
 def _find_folder(settings: ml_collections.ConfigDict, what: str) -> Path:

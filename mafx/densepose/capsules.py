@@ -64,12 +64,25 @@ class Surface:
         return np.stack([self.dx[seen] / radius, self.dy[seen] / radius, front / radius], -1)
 
 
+def along_axis(start: np.ndarray, end: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Where on an axis, 0 to 1, the point is that lies nearest in the picture to places at `y` and `x`.
+
+    Args:
+      start: Of one axis `xyz`, or of an axis for each place, `p xyz`.
+      end: Likewise.
+      y: Of the places.
+      x: Likewise; the result has the shape of both together.
+    """
+    ax, ay, bx, by = start[..., 0], start[..., 1], end[..., 0], end[..., 1]
+    length = np.maximum((bx - ax) ** 2 + (by - ay) ** 2, 1e-6)  # in the picture, squared; 0 if seen end on
+    return np.clip(((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / length, 0, 1)
+
+
 def project(capsule: Capsule, y: np.ndarray, x: np.ndarray) -> Surface:
     """The surface of a capsule over rows `y`, `h 1`, and columns `x`, `1 w`."""
     (ax, ay, az), (bx, by, bz) = capsule.start, capsule.end
     first, last = capsule.radii
-    length = max((bx - ax) ** 2 + (by - ay) ** 2, 1e-6)  # of the axis in the picture, squared; 0 if seen end on
-    along = np.clip(((x - ax) * (bx - ax) + (y - ay) * (by - ay)) / length, 0, 1)
+    along = along_axis(capsule.start, capsule.end, y, x)
     radius = first + along * (last - first)
     dx = x - ax - along * (bx - ax)
     dy = y - ay - along * (by - ay)

@@ -40,11 +40,12 @@ Evaluation = dict[str, Any]  # what `mafx.evaluation.protocol.read_metrics` retu
 def train(variant: str, stage: str, seed: int, runs: Path) -> Path:
     """Train a variant as far as a stage, and return the work folder of this stage."""
     own = VARIANTS[variant]
-    workdirs = {name: runs / (variant if name in own.stages else own.of) / str(seed) / name for name in STAGES}
+    owners = {name: variant if name in own.stages else own.of for name in STAGES}
+    workdirs = {name: runs / owner / str(seed) / name for name, owner in owners.items()}
     for name in STAGES[: STAGES.index(stage) + 1]:
-        trained = variant if name in own.stages else own.of
-        if not is_trained(workdirs[name], get_config(f"{trained}:{name}").steps):
-            flags = ["--config", f"ablations:{trained}:{name}", "--workdir", str(workdirs[name])]
+        argument = f"{owners[name]}:{name}"
+        if not is_trained(workdirs[name], get_config(argument).steps):
+            flags = ["--config", f"ablations:{argument}", "--workdir", str(workdirs[name])]
             flags += ["--config.seed", str(seed)]
             if name != STAGES[0]:
                 flags += ["--config.init_from", str(workdirs[STAGES[0]])]

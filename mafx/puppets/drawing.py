@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mafx.densepose.capsules import HEAD, LABELS, bounding_box, project
+from mafx.densepose.capsules import HEAD, LABELS, along_axis, bounding_box, project
 from mafx.media import Size, to_uint8
 from mafx.puppets.figure import HIPS, KINDS, Body, chin_of, head_axes, stand
 from mafx.puppets.looks import FLOOR, Background, Garment, Identity
@@ -106,11 +106,9 @@ def find_surface(body: Body, ys: np.ndarray, xs: np.ndarray) -> Points:
     x = np.stack([xs[columns], ys[rows], depth[rows, columns]], -1).astype(np.float64)
 
     starts = np.array([piece.start for piece in body.pieces])[index]
-    axes = np.array([piece.end - piece.start for piece in body.pieces])[index]
+    ends = np.array([piece.end for piece in body.pieces])[index]
     radii = np.array([piece.radii for piece in body.pieces])[index]
-    # The nearest point of the axis in the picture, as `project` takes it.
-    flat = np.maximum((axes[:, :2] ** 2).sum(1), 1e-6)
-    along = np.clip(((x - starts)[:, :2] * axes[:, :2]).sum(1) / flat, 0, 1)
+    axes, along = ends - starts, along_axis(starts, ends, x[:, 1], x[:, 0])
     radius = radii[:, 0] + along * (radii[:, 1] - radii[:, 0])
     normal = (x - starts - along[:, None] * axes) / radius[:, None]
     labels = np.array([LABELS.get(piece.part, (0, 0)) for piece in body.pieces])[index]
@@ -274,12 +272,10 @@ def _paint_limb(garment: Garment, points: Points) -> np.ndarray:
 
 def _paint_garment(garment: Garment, u: np.ndarray, v: np.ndarray, points: Points) -> np.ndarray:
     """Colours of a garment at `u` across and `v` along it, `p 3`."""
-    sides = []
-    for fabric in (garment.front, garment.back):
-        marked = fabric.is_marked(u, v)
-        sides.append(np.where(marked[:, None], fabric.second, fabric.ground))
-    front, back = sides
-    return np.where((points.own_normal[:, 2] > 0)[:, None], front, back)
+    front = garment.front.colour(u, v)
+    if garment.back is garment.front:
+        return front
+    return np.where((points.own_normal[:, 2] > 0)[:, None], front, garment.back.colour(u, v))
 
 
 # -- What is behind it

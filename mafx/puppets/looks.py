@@ -43,8 +43,12 @@ class Fabric:
         pattern, period, emblem = draw_name(rng, PATTERNS), rng.uniform(0.16, 0.28), bool(rng.random() < 0.3)
         return cls(np.array(ground), np.array(second), pattern, period, emblem and pattern == "plain")
 
-    def is_marked(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Where points at `u` across and `v` along the cloth, both `p`, have the second colour: bool `p`."""
+    def colour(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Colours `p 3` of points at `u` across and `v` along the cloth, both `p`."""
+        return np.where(self._is_marked(u, v)[:, None], self.second, self.ground)
+
+    def _is_marked(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Which points have the second colour, bool `p`."""
         across, along = np.sin(2 * np.pi / self.period * u), np.sin(2 * np.pi / self.period * v)
         if self.pattern == "hoops":
             return along > 0.2
