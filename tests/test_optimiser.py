@@ -9,6 +9,7 @@ import optax
 import pytest
 from micro import micro_config
 
+from mafx.training import optimiser as optimiser_module
 from mafx.training.optimiser import (
     MUON_RMS,
     hashed_positions,
@@ -187,3 +188,28 @@ def test_muon_leaves_everything_else_to_adamw(rng):
         expected, _ = adamw.update(gradients, adamw.init(params), params)
     for name in shapes:
         np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5, err_msg=name)
+
+
+def test_arrays_of_one_shape_are_updated_as_each_alone(rng, monkeypatch):
+    """Kernels of one shape and of another, and two kinds of one shape, over two steps."""
+    shapes = {"a/kernel": (4, 6), "b/kernel": (4, 6), "c/kernel": (6, 4), "d/bias": (6,), "e/scale": (6,)}
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    gradients = [jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), jnp.float32), params) for _ in range(2)]
+
+    def updates():
+        optimiser, _ = make_optimiser(
+            micro_config("appearance", optimiser="muon", lr=0.5, **STILL | {"weight_decay": 0.1})
+        )
+        state, found = optimiser.init(params), []
+        with jax.numpy_dtype_promotion("standard"):
+            for gradient in gradients:
+                update, state = optimiser.update(gradient, state, params)
+                found.append(update)
+        return found, state
+
+    grouped, state = updates()
+    monkeypatch.setattr(optimiser_module, "GROUPED_ELEMENTS", 0)
+    alone, _ = updates()
+    momenta = {x.shape for x in jax.tree.leaves(state)}
+    assert (2, 4, 6) in momenta and (1, 6, 4) in momenta, "nothing was grouped"
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), grouped, alone)

@@ -1,5 +1,6 @@
 """The optimiser: AdamW or Muon behind gradient clipping, and the dtypes in which it keeps its arrays."""
 
+import collections
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +10,13 @@ import numpy as np
 import optax
 from optax import contrib
 
+from mafx.trees import Flat
+
 OPTIMISERS = ("adamw", "muon")
 MUON_MOMENTUM = 0.95
 MUON_RMS = 0.2  # of an update of a kernel at a learning rate of 1, about that of AdamW's
+NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5  # optax's own; one for each iteration, so that one is compiled
+GROUPED_ELEMENTS = 2**18  # arrays with more elements are updated alone: there is nothing to gain
 COSINE_FLOOR = 0.05  # the cosine ends at this share of the learning rate: the last steps still learn
 ROUNDING_SEED = 24  # apart from the seeds of noise, which runs count from 0
 DROPPED_BITS = 16  # of float32's bits, those that bfloat16 does not have
@@ -43,14 +48,15 @@ def muon(rate: optax.Schedule, b1: float, b2: float, weight_decay: float) -> opt
 
     The momentum of a kernel, as a matrix of inputs and outputs, is replaced by the nearest orthogonal matrix. Updates
     are scaled to the size of AdamW's (*Muon is Scalable for LLM Training*, arXiv 2502.16982), so that both share a
-    learning rate.
+    learning rate. Kernels of one shape are orthogonalised together.
     """
 
-    def as_matrices(params: dict[str, jax.Array]) -> dict[str, contrib.MuonDimensionNumbers | None]:
-        return {name: _as_matrix(x) if name.endswith("/kernel") else None for name, x in params.items()}
+    def as_matrices(groups: Flat) -> dict[str, contrib.MuonDimensionNumbers | None]:
+        return {name: _as_matrices(x) if name.startswith("kernel") else None for name, x in groups.items()}
 
-    return contrib.muon(
+    inner = contrib.muon(
         rate,
+        ns_coeffs=NEWTON_SCHULZ,
         beta=MUON_MOMENTUM,
         weight_decay=weight_decay,
         adam_b1=b1,
@@ -59,11 +65,44 @@ def muon(rate: optax.Schedule, b1: float, b2: float, weight_decay: float) -> opt
         consistent_rms=MUON_RMS,
         muon_weight_dimension_numbers=as_matrices,
     )
+    return in_groups(inner)
 
 
-def _as_matrix(kernel: jax.Array) -> contrib.MuonDimensionNumbers:
-    """The last axis of a kernel holds its outputs, all others inputs."""
-    return contrib.MuonDimensionNumbers(tuple(range(kernel.ndim - 1)), kernel.ndim - 1)
+def _as_matrices(kernels: jax.Array) -> contrib.MuonDimensionNumbers:
+    """The first axis counts the kernels of a group; the last holds their outputs, all others inputs."""
+    return contrib.MuonDimensionNumbers(tuple(range(1, kernels.ndim - 1)), kernels.ndim - 1)
+
+
+def in_groups(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transformation that is given stacks of arrays that share kind and shape, instead of each of them.
+
+    A small network has hundreds of small arrays, and what is done to them costs more than the arithmetic. The name of a
+    stack begins with the kind of its arrays, the last word of their names.
+    """
+
+    def init(params: Flat) -> optax.OptState:
+        return inner.init(_stack(params))
+
+    def update(updates: Flat, state: optax.OptState, params: Flat | None = None) -> tuple[Flat, optax.OptState]:
+        stacks, state = inner.update(_stack(updates), state, None if params is None else _stack(params))
+        groups = _groups(updates)
+        return {name: stacks[group][i] for group, names in groups.items() for i, name in enumerate(names)}, state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _stack(arrays: Flat) -> Flat:
+    return {group: jnp.stack([arrays[name] for name in names]) for group, names in _groups(arrays).items()}
+
+
+def _groups(arrays: Flat) -> dict[str, list[str]]:
+    """The names of the arrays of each group."""
+    groups = collections.defaultdict(list)
+    for name, x in sorted(arrays.items()):
+        kind = name.rsplit("/", 1)[-1]
+        share = name if x.size > GROUPED_ELEMENTS else "x".join(map(str, x.shape))
+        groups[f"{kind} of {share}"].append(name)
+    return groups
 
 
 class RoundedState(NamedTuple):
