@@ -216,10 +216,11 @@ def get_config(argument: str = "full:appearance") -> ml_collections.ConfigDict:
     if stage not in VARIANTS[name].stages:
         raise InputError(f"ablation {name!r} has the {stage} stage of {VARIANTS[name].of!r}; train that one")
     is_first = stage == "appearance"
+    config.cpu_devices = 1  # `--jobs` trains several runs beside one another
     config.data.size = (32, 32)
     config.data.hidden = 0.5
     config.batch = 16 if is_first else 2
-    config.steps = 1000 if is_first else 200
+    config.steps = 500 if is_first else 200
     config.data.frames = 1 if is_first else 16
     config.joint.frames = 0.0 if is_first else 0.25
     config.save_every = config.show_every = config.steps  # at the end only

@@ -201,7 +201,7 @@ def test_claims_name_what_there_is():
     runs = {run for claim in CLAIMS.values() for run in (claim.full, claim.changed)}
     for run in runs:
         args = parser.parse_args(["--workdir", "RUN", "--out", "OUT", *ablations.SAMPLING, *run.flags])
-        assert args.steps == 10 and run.variant in VARIANTS and run.frames in ablations.CLIPS
+        assert args.steps == 8 and run.variant in VARIANTS and run.frames in ablations.CLIPS
         assert VARIANTS[run.variant].of in VARIANTS
     folders = {ablations.evaluation_folder(run, Path(run.variant, run.stage)) for run in runs}
     assert len(folders) == len(runs)

@@ -73,7 +73,7 @@ def test_a_scale_that_is_too_large_halves_and_teaches_nothing(micro, mesh):
     state, batch, step = one_step_parts(micro_config("temporal", dtype="float16"), micro.params, mesh)
     before = jax.tree.map(np.asarray, (state.trainable, state.optimiser, state.ema))
     state = state._replace(loss_scale=state.loss_scale.replace(scale=jnp.float32(TOO_LARGE)))
-    state, metrics = step(state, batch, np.int32(1))
+    state, metrics = step(state, batch, np.int32(1), np.uint32(0))
     assert metrics["finite"] and not np.isfinite(metrics["gradient_norm"])
     assert int(state.step) == 1 and state.loss_scale.scale == TOO_LARGE / 2
     jax.tree.map(np.testing.assert_array_equal, (state.trainable, state.optimiser, state.ema), before)
@@ -83,7 +83,7 @@ def test_a_gradient_that_no_scale_makes_finite_is_refused(micro, mesh):
     state, batch, step = one_step_parts(micro_config("temporal", dtype="float16"), micro.params, mesh)
     name = next(iter(state.trainable))
     broken = dict(state.trainable, **{name: jnp.full_like(state.trainable[name], jnp.nan)})
-    state, metrics = step(state._replace(trainable=broken), batch, np.int32(1))
+    state, metrics = step(state._replace(trainable=broken), batch, np.int32(1), np.uint32(0))
     assert not metrics["finite"] and int(state.step) == 0
 
 

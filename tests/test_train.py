@@ -86,7 +86,7 @@ def one_step_parts(config, params, mesh, sizes=MICRO):
 
 def one_step(config, params, mesh, sizes=MICRO):
     state, batch, step = one_step_parts(config, params, mesh, sizes)
-    return step(state, batch, np.asarray(1, np.int32))
+    return step(state, batch, np.int32(1), np.uint32(config.seed))
 
 
 def test_a_mesh_of_eight_equals_one_device(micro):
@@ -363,7 +363,8 @@ def toy_step(batch, done=0, **changes):
     optimiser, rate = make_optimiser(config)
     state = init_state({"w": jnp.ones((3, 2)), "v": jnp.ones(1)}, (("w", True), (".*", False)), optimiser, jnp.float32)
     state = state._replace(step=jnp.asarray(done, jnp.int32))
-    return make_step(loss, optimiser, rate, config)(state, {"x": jnp.asarray(batch)}, jnp.asarray(done + 1))
+    step = make_step(loss, optimiser, rate, config)
+    return step(state, {"x": jnp.asarray(batch)}, jnp.asarray(done + 1), jnp.uint32(0))
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-6), ("bfloat16", 1e-2)])

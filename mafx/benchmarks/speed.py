@@ -306,7 +306,7 @@ def step_seconds(
     times = []
     for number in range(1, runs + 2):
         began = time.perf_counter()
-        state, metrics = step(state, distribute_batch(mesh, examples), np.int32(number))
+        state, metrics = step(state, distribute_batch(mesh, examples), np.int32(number), np.uint32(config.seed))
         jax.block_until_ready(metrics)
         times.append(time.perf_counter() - began)
     return statistics.median(times[1:])

@@ -1,6 +1,6 @@
 """Train and evaluate the variants of configs/ablations.py with several seeds, and judge all claims.
 
-    python -m mafx.experiments.ablations --runs RUNS [--only CLAIM ...] [--seeds N]
+    python -m mafx.experiments.ablations --runs RUNS [--only CLAIM ...] [--seeds N] [--jobs N]
 
 It runs in the root of the repository, where configs/ lies. Every training and every evaluation is a command that is
 shown as it runs; what is done already is not done again. It writes RUNS/ablations.md (the table), RUNS/ablations.json,
@@ -21,13 +21,21 @@ from configs.ablations import CLAIMS, LONG, LONGER, VARIANTS, Claim, Run, get_co
 from mafx import media
 from mafx.commands import Parser, expand_home, parse_count, run_command
 from mafx.evaluation.protocol import METRICS_FILE, best_end, higher_is_better, read_metrics
-from mafx.experiments.runs import is_evaluated, is_trained, moving_picture, picture, read_videos, run_python
+from mafx.experiments.runs import (
+    beside_one_another,
+    is_evaluated,
+    is_trained,
+    moving_picture,
+    picture,
+    read_videos,
+    run_python,
+)
 from mafx.tables import markdown_table
 from mafx.training.config import STAGES
 
 NAME = "python -m mafx.experiments.ablations"
 CLIPS = {16: 64, LONG: 16, LONGER: 8}  # frames of the clips -> how many clips are evaluated
-SAMPLING = ("--split", "test", "--steps", "10")
+SAMPLING = ("--split", "test", "--steps", "8")
 LEVEL = 0.95  # of intervals
 GIF_FPS = Fraction(8)
 
@@ -37,10 +45,15 @@ Evaluation = dict[str, Any]  # what `mafx.evaluation.protocol.read_metrics` retu
 # -- Training and evaluating
 
 
+def owner(variant: str, stage: str) -> str:
+    """The variant that a stage is trained for."""
+    own = VARIANTS[variant]
+    return variant if stage in own.stages else own.of
+
+
 def train(variant: str, stage: str, seed: int, runs: Path) -> Path:
     """Train a variant as far as a stage, and return the work folder of this stage."""
-    own = VARIANTS[variant]
-    owners = {name: variant if name in own.stages else own.of for name in STAGES}
+    owners = {name: owner(variant, name) for name in STAGES}
     workdirs = {name: runs / owner / str(seed) / name for name, owner in owners.items()}
     for name in STAGES[: STAGES.index(stage) + 1]:
         argument = f"{owners[name]}:{name}"
@@ -68,6 +81,17 @@ def evaluate(run: Run, seed: int, runs: Path) -> Path:
         stale = ("--overwrite",) if (out / METRICS_FILE).exists() else ()
         run_python("sample.py", "--workdir", str(workdir), "--out", str(out), *SAMPLING, *size, *run.flags, *stale)
     return out
+
+
+def make_all(claims: Sequence[Claim], seeds: Sequence[int], runs: Path, jobs: int) -> None:
+    """Train and evaluate what the claims are about, one stage after the other, `jobs` runs at a time."""
+    needed = dict.fromkeys(run for claim in claims for run in (claim.full, claim.changed))  # a set that keeps its order
+    for stage in STAGES:
+        reached = [run for run in needed if STAGES.index(run.stage) >= STAGES.index(stage)]
+        owners = dict.fromkeys(owner(run.variant, stage) for run in reached)
+        trainings = [(variant, stage, seed, runs) for variant in owners for seed in seeds]
+        beside_one_another(train, trainings, jobs, "training")
+    beside_one_another(evaluate, [(run, seed, runs) for run in needed for seed in seeds], jobs, "evaluation")
 
 
 # -- Judging
@@ -180,16 +204,19 @@ def make_parser() -> Parser:
     add("--runs", type=Path, required=True, help="Folder for all work folders and results.")
     add("--only", nargs="+", choices=names, default=names, metavar="CLAIM", help="Claims (default: all).")
     add("--seeds", type=parse_count, default=3, help="Trainings of each variant (default 3).")
+    add("--jobs", type=parse_count, default=1, help="Commands at a time, each on its share of the cores (default 1).")
     return parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
     runs = expand_home(args.runs).resolve()
+    seeds = range(args.seeds)
+    make_all([CLAIMS[name] for name in args.only], seeds, runs, args.jobs)
     verdicts: dict[str, dict[str, Any]] = {}
     for name in args.only:
         claim = CLAIMS[name]
-        folders = [[evaluate(run, seed, runs) for seed in range(args.seeds)] for run in (claim.full, claim.changed)]
+        folders = [[evaluate(run, seed, runs) for seed in seeds] for run in (claim.full, claim.changed)]
         full, changed = ([read_metrics(folder) for folder in of_seeds] for of_seeds in folders)
         verdicts[name] = judge(claim, changed, full)
         clips = list(read_videos(folders[0][0], folders[1][0]))

@@ -1,13 +1,17 @@
 """What experiments share: commands that are shown as they run, and pictures that set two evaluations side by side."""
 
+import concurrent.futures
+import os
+import queue
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from mafx import media
 from mafx.evaluation.protocol import METRICS_FILE, read_metrics
@@ -24,6 +28,30 @@ def run_python(*words: str) -> None:
     """Show a command of Python, and run it in the root of the repository."""
     print(f"\n$ {shlex.join(['python', *words])}", flush=True)
     subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
+
+
+def beside_one_another(work: Callable[..., object], tasks: Sequence[tuple], jobs: int, unit: str) -> None:
+    """Call `work` with each of the tasks, `jobs` at a time, each on its own share of the CPU cores.
+
+    Small networks keep one core busy, but not two. The commands that `work` runs are on the cores of its thread.
+    """
+    cores = queue.SimpleQueue()
+    if jobs > 1 and hasattr(os, "sched_setaffinity"):  # not everywhere
+        for share in range(jobs):
+            cores.put(sorted(os.sched_getaffinity(0))[share::jobs])
+
+    def take_cores() -> None:
+        if not cores.empty():
+            os.sched_setaffinity(0, cores.get())
+
+    with concurrent.futures.ThreadPoolExecutor(jobs, initializer=take_cores) as pool:
+        running = [pool.submit(work, *task) for task in tasks]
+        try:
+            for done in tqdm(concurrent.futures.as_completed(running), total=len(running), unit=unit):
+                done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def is_trained(workdir: Path, steps: int) -> bool:

@@ -264,7 +264,7 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
     counts = ["batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames"]
     counts += ["keep", "data.stride"]
     amounts = ["warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers"]
-    amounts += ["loss.person", "loss.halvings", "loss.guidance", "low_rank.rank", "images.count"]
+    amounts += ["loss.person", "loss.halvings", "loss.guidance", "low_rank.rank", "images.count", "seed"]
     for names, rule in ((shares, share), (counts, _at_least(1)), (amounts, _at_least(0))):
         rules |= dict.fromkeys(names, rule)
     return rules

@@ -249,7 +249,8 @@ class Run:
         self.examples += self.config.batch * self.config.accumulate
         number, ema = np.asarray(self.done, np.int32), self.state.ema
         stacked = self.config.accumulate > 1
-        arguments = step_state(self.config, self.state), distribute_batch(self.mesh, batch, stacked), number
+        examples, seed = distribute_batch(self.mesh, batch, stacked), np.asarray(self.config.seed, np.uint32)
+        arguments = step_state(self.config, self.state), examples, number, seed
         frames = batch["motion"].shape[-4]
         if frames not in self._compiled:
             traced = self._step.trace(*arguments)

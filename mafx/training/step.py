@@ -284,7 +284,9 @@ def _by_time(error: jax.Array, t: jax.Array, schedule: Schedule) -> dict[str, ja
 def make_step(
     loss: Loss, optimiser: optax.GradientTransformation, rate: optax.Schedule, config: ml_collections.ConfigDict
 ):
-    """The function (state, batch, number of the step) -> (state, metrics).
+    """The function (state, batch, number of the step, seed) -> (state, metrics).
+
+    The seed is an argument, so that runs that differ in it alone share a compiled program.
 
     Only trainable parameters are differentiated. Where the loss or the gradient is not finite, the state stays as it
     was, so that it can be inspected. It also refuses all later steps, because their numbers do not follow its own: the
@@ -298,8 +300,10 @@ def make_step(
     """
     differentiate = _accumulate if config.accumulate > 1 else _differentiate
 
-    def step(state: TrainState, batch: Batch, number: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    def step(
+        state: TrainState, batch: Batch, number: jax.Array, seed: jax.Array
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
 
         value, errors_by_time, gradient, loss_scale = differentiate(loss, state, batch, key, config)
         with jax.numpy_dtype_promotion("standard"):  # optax leaves promotions to JAX
@@ -407,7 +411,7 @@ def jit_step(
     sharding, whole = parameter_sharding(mesh, state, min_elements), replicated(mesh)
     return jax.jit(
         make_step(loss, *make_optimiser(config), config),
-        in_shardings=(sharding, batch_sharding(mesh, config.accumulate > 1), whole),
+        in_shardings=(sharding, batch_sharding(mesh, config.accumulate > 1), whole, whole),
         out_shardings=(sharding, whole),
         donate_argnums=0,
     )
@@ -428,4 +432,5 @@ def trace_step(config: ml_collections.ConfigDict, sizes: AnimatorConfig, mesh: M
         "reference": jax.ShapeDtypeStruct((*stack, b, *shape), dtype),
     }
     step = jit_step(config, sizes, np.zeros(sizes.text.positions, np.int32), mesh, state)
-    return step.trace(state, examples, jax.ShapeDtypeStruct((), jnp.int32))
+    number, seed = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.uint32)
+    return step.trace(state, examples, number, seed)
