@@ -44,7 +44,7 @@ Reading order, in which a module imports only from those before it:
     densepose: layers, resnet, proposals, roi, heads, rcnn, rcnn_weights, rcnn_run, dumps
     densepose: kept, finders, colour_maps, steady, tracks, motions, align, agreement
     data: drawing, builders, datasets, examples, latents
-    evaluation: networks, random_features, features, protocol
+    evaluation: networks, random_features, features, summary, protocol
     training: optimiser, config, sharding, averages, step, checkpoints, runs, start, watch, charts, page, loop, fit
     sources, inputs, jobs, densepose.__main__
     inspect: record, recording, pictures, views, parts, __main__

@@ -24,7 +24,8 @@ from mafx.data.datasets import find_clips
 from mafx.data.examples import ExampleOptions
 from mafx.errors import InputError, memory_advice
 from mafx.evaluation.features import MetricNetworks
-from mafx.evaluation.protocol import compare, data_facts, evaluate, read_metrics, table
+from mafx.evaluation.protocol import data_facts, evaluate, read_metrics
+from mafx.evaluation.summary import compare, table
 from mafx.inputs import DEFAULT_FRAMES, FileRequest, read_inputs
 from mafx.media import Size
 from mafx.model import Model, abstract_model

@@ -23,7 +23,8 @@ from mafx.data.examples import ExampleOptions
 from mafx.errors import InputError
 from mafx.evaluation import protocol
 from mafx.evaluation.features import MetricNetworks, frechet_distance
-from mafx.evaluation.protocol import compare, evaluate, frechet_distances, read_metrics, summarise, table
+from mafx.evaluation.protocol import evaluate, read_metrics
+from mafx.evaluation.summary import compare, frechet_distances, summarise, table
 from mafx.model import random_model
 from mafx.program import Animation
 from mafx.settings import Settings

@@ -25,7 +25,8 @@ from mafx.data.latents import LatentClip
 from mafx.data.raw import Raw, find_raw
 from mafx.data.staging import stage
 from mafx.errors import InputError
-from mafx.evaluation.protocol import frechet_distances, read_metrics
+from mafx.evaluation.protocol import read_metrics
+from mafx.evaluation.summary import frechet_distances
 from mafx.models.text import TextConfig, Tokenizer
 from mafx.pretrained.configs import APPEARANCE, AUTOENCODER, CONTROL, INFERENCE, TEXT, UNET, read_configs
 from mafx.pretrained.formats import open_tensors

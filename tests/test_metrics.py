@@ -3,7 +3,7 @@ import pytest
 from skimage import metrics as skimage_metrics
 
 from mafx import metrics
-from mafx.evaluation.protocol import mean_interval
+from mafx.evaluation.summary import mean_interval
 
 
 @pytest.fixture

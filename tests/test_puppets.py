@@ -6,7 +6,7 @@ from micro import example
 
 from mafx.densepose import FLIPPED, read_labels
 from mafx.densepose.capsules import HEAD
-from mafx.puppets import STANDING, Identity, Movement, draw_puppet, skeleton
+from mafx.puppets import STANDING, Identity, Movement, draw_puppet, label_puppet, skeleton
 
 
 def test_clips_repeat_and_seeds_differ():
@@ -45,6 +45,13 @@ def test_sides():
         for right, left in ((3, 4), (6, 5), (23, 24)):
             assert np.sign(np.nonzero(labels == right)[1].mean() - np.nonzero(labels == left)[1].mean()) == sign
         assert (2 in labels) == (yaw == 0) and (1 in labels) == (yaw != 0)  # front and back of the torso
+
+
+@pytest.mark.parametrize("size", [(64, 64), (37, 51)])
+def test_labels_alone_are_those_of_the_picture(size):
+    for seed in range(4):
+        identity, pose = Identity.from_seed(seed), Movement.from_seed(seed).pose_at(2.0 * seed)
+        np.testing.assert_array_equal(label_puppet(identity, pose, size), draw_puppet(identity, pose, size)[1])
 
 
 def test_mirrored_pose_is_the_flipped_picture_of_labels():

@@ -20,7 +20,8 @@ from mafx.data.clips import FolderClip, PuppetClip
 from mafx.data.latents import LatentClip
 from mafx.data.raw import find_raw
 from mafx.data.staging import stage
-from mafx.evaluation.protocol import compare, frechet_distances, read_metrics, table
+from mafx.evaluation.protocol import read_metrics
+from mafx.evaluation.summary import compare, frechet_distances, table
 from mafx.jobs import find_clips
 from mafx.low_rank import Update, apply_update, read_update, write_update
 from mafx.models.animator import SIZES, parameter_shapes

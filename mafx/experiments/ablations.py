@@ -20,7 +20,8 @@ from PIL import Image
 from configs.ablations import CLAIMS, LONG, LONGER, VARIANTS, Claim, Run, get_config
 from mafx import media
 from mafx.commands import Parser, expand_home, parse_count, run_command
-from mafx.evaluation.protocol import METRICS_FILE, best_end, higher_is_better, read_metrics
+from mafx.evaluation.protocol import METRICS_FILE, read_metrics
+from mafx.evaluation.summary import best_end, higher_is_better
 from mafx.experiments.runs import (
     beside_one_another,
     is_evaluated,

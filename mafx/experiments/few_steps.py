@@ -21,8 +21,8 @@ from mafx.benchmarks.quality import Example, check_report, read_examples, write_
 from mafx.commands import Parser, parse_count, run_command
 from mafx.densepose import read_labels
 from mafx.evaluation.features import frechet_distance
-from mafx.evaluation.protocol import mean_interval
 from mafx.evaluation.random_features import random_features
+from mafx.evaluation.summary import mean_interval
 from mafx.metrics import psnr, relative_sharpness
 from mafx.tables import markdown_table
 

@@ -25,7 +25,8 @@ from mafx.compiling import keep_programs
 from mafx.data.clips import HALVES, TEST_SEEDS, PuppetClip
 from mafx.data.examples import ExampleOptions
 from mafx.evaluation.features import MetricNetworks
-from mafx.evaluation.protocol import evaluate, mean_interval
+from mafx.evaluation.protocol import evaluate
+from mafx.evaluation.summary import mean_interval
 from mafx.experiments.runs import is_trained, picture, read_videos, run_python
 from mafx.low_rank import apply_update
 from mafx.model import Model

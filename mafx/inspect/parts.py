@@ -17,7 +17,7 @@ from mafx.densepose import read_labels
 from mafx.densepose.agreement import PART_NAMES
 from mafx.densepose.align import PARTS_OF
 from mafx.errors import InputError
-from mafx.evaluation.protocol import Interval, mean_interval
+from mafx.evaluation.summary import Interval, mean_interval
 from mafx.inspect import pictures
 from mafx.inspect.pictures import Cell
 from mafx.inspect.record import Places, token_grid, token_of

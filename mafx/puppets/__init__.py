@@ -9,7 +9,7 @@ Lengths are in these units, angles in radians, colours RGB in [0, 1]. A puppet t
 at the left of the picture.
 """
 
-from mafx.puppets.drawing import draw_puppet
+from mafx.puppets.drawing import draw_puppet, label_puppet
 from mafx.puppets.figure import skeleton
 from mafx.puppets.looks import HIDDEN, Identity
 from mafx.puppets.moves import SIDES, STANDING, Limb, Movement, Pose, Stance, rotate_yaw, stance_of
@@ -24,6 +24,7 @@ __all__ = [
     "Pose",
     "Stance",
     "draw_puppet",
+    "label_puppet",
     "rotate_yaw",
     "skeleton",
     "stance_of",

@@ -35,16 +35,25 @@ def draw_puppet(identity: Identity, pose: Pose | Stance, size: Size) -> tuple[np
     Returns:
       The picture, uint8 `H W 3`, and its DensePose labels, uint8 `H W`, 0 where the background shows.
     """
-    body = stand(identity, pose if isinstance(pose, Stance) else stance_of(pose))
+    body = _stand(identity, pose)
     ys, xs = sample_places(size)
     points = find_surface(body, ys, xs)
-    labels = np.zeros((len(ys), len(xs)), np.uint8)
-    labels[points.where] = label_points(points)
+    labels = label_samples(points, (len(ys), len(xs)))
     layer = np.zeros((len(ys), len(xs), 4), np.float32)  # colours, and 1 where the puppet is
     layer[points.where] = np.concatenate([paint_points(identity, body, points), np.ones((len(points.x), 1))], 1)
     person = _mean_around_centres(layer)
     behind = draw_background(identity.background, body, ys[1::2], xs[1::2])
     return to_uint8(person[..., :3] + (1 - person[..., 3:]) * behind), labels[1::2, 1::2]
+
+
+def label_puppet(identity: Identity, pose: Pose | Stance, size: Size) -> np.ndarray:
+    """The labels that `draw_puppet` gives, without the picture, which takes most of its time."""
+    ys, xs = sample_places(size)
+    return label_samples(find_surface(_stand(identity, pose), ys[1::2], xs[1::2]), size)
+
+
+def _stand(identity: Identity, pose: Pose | Stance) -> Body:
+    return stand(identity, pose if isinstance(pose, Stance) else stance_of(pose))
 
 
 # -- Which point of the puppet each sample sees
@@ -126,11 +135,13 @@ def find_surface(body: Body, ys: np.ndarray, xs: np.ndarray) -> Points:
     )
 
 
-def label_points(points: Points) -> np.ndarray:
-    """DensePose's labels of points, `p`."""
+def label_samples(points: Points, shape: tuple[int, int]) -> np.ndarray:
+    """DensePose's labels of all samples, uint8 of a shape, 0 where they do not see the puppet."""
     left, _, ahead = points.own_normal.T
     head = np.where(left > 0, HEAD["left"], HEAD["right"])
-    return np.where(points.are(*HEADS), head, np.where(ahead > 0, points.front, points.back))
+    labels = np.zeros(shape, np.uint8)
+    labels[points.where] = np.where(points.are(*HEADS), head, np.where(ahead > 0, points.front, points.back))
+    return labels
 
 
 def _mean_around_centres(samples: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from mafx.densepose.landmarks import Pose
 from mafx.densepose.people import paint
 from mafx.errors import InputError
 from mafx.media import Size
-from mafx.puppets import SIDES, STANDING, Identity, Limb, Stance, draw_puppet, rotate_yaw, stance_of
+from mafx.puppets import SIDES, STANDING, Identity, Limb, Stance, draw_puppet, label_puppet, rotate_yaw, stance_of
 
 FARTHEST = 0.5  # that a puppet stands to the side, in its units, as far as those that models have seen
 UNSEEN, SEEN = 0.2, 0.7  # visibility up to which a limb hangs as it would, and from which on it is believed
@@ -46,7 +46,7 @@ class PuppetImitator:
         self.picture, self.labels = draw_puppet(identity, STANDING, size)
 
     def __call__(self, pose: Pose) -> np.ndarray:
-        return draw_puppet(self._identity, imitate(pose), self._size)[1]
+        return label_puppet(self._identity, imitate(pose), self._size)
 
 
 def imitate(pose: Pose) -> Stance:
