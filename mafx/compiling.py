@@ -15,10 +15,15 @@ from mafx.commands import expand_home
 # By platform. XLA's newer library of kernels for CPUs (YNNPACK) is slower than what it replaces: matrix products of 320
 # to 1280 channels run at 125 to 200 instead of 205 to 215 GFLOP/s on two Zen 4 cores, convolutions at 100 to 160
 # instead of 150 to 200. On GPUs, XLA would join the weights of queries, keys and values again at every step.
-COMPILER_OPTIONS: dict[str, dict[str, str]] = {
+Options = dict[str, str | bool]
+COMPILER_OPTIONS: dict[str, Options] = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
     "gpu": {"xla_gpu_dot_merger_threshold_mb": "0"},
 }
+# Of training steps. XLA's newer generator of loops for CPUs makes an object file of each. To load a kept program is a
+# recursion over the files that call a function of C, such as the cosine of the learning rate. The puppets' step had
+# 1693 of them, more than the stack of the loading thread holds; as the older generator makes them it has 80.
+STEP_OPTIONS: dict[str, Options] = {"cpu": {"xla_cpu_use_fusion_emitters": False}}
 
 # What JAX reports before and after XLA compiles a program, with the seconds that it took.
 LOWERED_EVENT = "/jax/core/compile/jaxpr_to_mlir_module_duration"
@@ -38,7 +43,8 @@ class jit:  # noqa: N801 (it is used like jax.jit)
 
     @functools.cached_property
     def _jitted(self):
-        return jax.jit(self._function, compiler_options=compiler_options(), **self._settings)
+        options = known_options(COMPILER_OPTIONS, jax.default_backend())
+        return jax.jit(self._function, compiler_options=options, **self._settings)
 
     def __call__(self, *args):
         return self._jitted(*args)
@@ -48,17 +54,20 @@ class jit:  # noqa: N801 (it is used like jax.jit)
         return getattr(self._jitted, name)
 
 
+def known_options(by_platform: dict[str, Options], platform: str) -> Options:
+    """The options for a platform; none where this version of XLA does not know them, or another platform compiles."""
+    options = by_platform.get(platform, {})
+    is_here = platform == jax.default_backend()
+    return options if options and is_here and _are_known(tuple(options.items())) else {}
+
+
 @functools.cache
-def compiler_options() -> dict[str, str]:
-    """The options for the default backend; none where this version of XLA does not know them."""
-    options = COMPILER_OPTIONS.get(jax.default_backend(), {})
-    if not options:
-        return {}
+def _are_known(options: tuple[tuple[str, str | bool], ...]) -> bool:
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        jax.jit(lambda: 0, compiler_options=dict(options)).lower().compile()
     except jax.errors.JaxRuntimeError:
-        return {}
-    return options
+        return False
+    return True
 
 
 def keep_programs(folder: str | Path) -> None:

@@ -19,6 +19,7 @@ from einops import rearrange, repeat
 from flax.training.dynamic_scale import DynamicScale
 from jax.sharding import Mesh
 
+from mafx.compiling import STEP_OPTIONS, known_options
 from mafx.densepose import BACKGROUND
 from mafx.diffusion.losses import (
     CLEAN,
@@ -414,6 +415,7 @@ def jit_step(
         in_shardings=(sharding, batch_sharding(mesh, config.accumulate > 1), whole, whole),
         out_shardings=(sharding, whole),
         donate_argnums=0,
+        compiler_options=known_options(STEP_OPTIONS, mesh.devices.flat[0].platform),
     )
 
 
