@@ -4,8 +4,11 @@ import dataclasses
 import importlib
 import importlib.util
 import math
+import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from mafx.data.clips import FolderClip
 from mafx.densepose import draw_labels
 from mafx.evaluation.protocol import score
 from mafx.experiments import ablations, everything, one_clip, personal
+from mafx.experiments.runs import beside_one_another
 from mafx.training.config import check_config, parse_config
 
 ROOT = Path(__file__).parent.parent
@@ -190,6 +194,47 @@ def test_only_what_differs_is_trained(variant, stage, stages, monkeypatch, tmp_p
         assert words[:4] == ("train.py", "--config", f"ablations:{own}:{workdir.name}", "--workdir")
         start = ("--config.init_from", str(tmp_path / stages[0])) if workdir.name == "temporal" else ()
         assert words[5:] == ("--config.seed", "2", *start)
+
+
+def test_all_runs_of_a_claim_are_made_once(monkeypatch, tmp_path):
+    """Each stage of each variant and seed, the first stages first; then the evaluations."""
+    made = []
+    monkeypatch.setattr(ablations, "train", lambda variant, stage, seed, runs: made.append((stage, variant, seed)))
+    monkeypatch.setattr(ablations, "evaluate", lambda run, seed, runs: made.append(("evaluation", run.variant, seed)))
+    claims = [CLAIMS[name] for name in ("temporal", "order", "embedding")]
+    ablations.make_all(claims, range(2), tmp_path, jobs=1)
+    stages = {"appearance": ["full", "embedding"], "temporal": ["full", "set", "embedding"]}
+    trained = [(stage, variant, seed) for stage, variants in stages.items() for variant in variants for seed in (0, 1)]
+    evaluated = [("evaluation", variant, seed) for variant in ("full", "full", "set", "embedding") for seed in (0, 1)]
+    assert made == [*trained, *evaluated]
+
+
+def test_jobs_run_on_their_own_cores():
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores, and a system that gives them to threads")
+    before, barrier, found = os.sched_getaffinity(0), threading.Barrier(2, timeout=10), {}
+
+    def work(name):
+        barrier.wait()  # both at once
+        found[name] = os.sched_getaffinity(0)
+
+    beside_one_another(work, [("a",), ("b",)], 2, "task")
+    assert found["a"] | found["b"] == before and not found["a"] & found["b"]
+    assert os.sched_getaffinity(0) == before
+
+
+def test_no_more_jobs_begin_after_one_has_failed():
+    done = []
+
+    def work(number):
+        if number == 1:
+            raise ValueError("one fails")
+        time.sleep(0.05)
+        done.append(number)
+
+    with pytest.raises(ValueError, match="one fails"):
+        beside_one_another(work, [(i,) for i in range(1, 20)], 1, "task")
+    assert len(done) < 18
 
 
 def test_claims_name_what_there_is():

@@ -76,7 +76,7 @@ def parts_in(runs: Path) -> dict[str, Part]:
         "ablations": Part(
             "all claims, with three seeds",
             None,
-            (run("experiments.ablations", "--runs", runs / "ablations"),),
+            (run("experiments.ablations", "--runs", runs / "ablations", "--jobs", 2),),
             runs / "ablations" / "ablations.md",
         ),
         "personal": Part(
