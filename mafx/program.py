@@ -42,8 +42,8 @@ from mafx.sampling import PHASES, Inputs, SamplerState
 from mafx.settings import Settings
 from mafx.steps import StepKind, WindowBatches, batch_windows, runs_of_one_kind, step_kinds
 
-# Steps whose banks are computed together and held; at 512x512 in bfloat16 the bank of a step takes 14 MiB.
 SMALLER = (3 / 4, 1 / 2, 1 / 4)  # of both sides, tried where a device is too small
+# Steps whose banks are computed together and held; at 512x512 in bfloat16 the bank of a step takes 14 MiB.
 MAX_BANKS = 8
 Callback = Callable[[int, np.ndarray], None]  # (number of a step, latents behind it)
 Decode = Callable[[int], np.ndarray]  # number of a frame to uint8 `H W 3`

@@ -35,7 +35,7 @@ from mafx.tables import markdown_table
 from mafx.training.config import STAGES
 
 NAME = "python -m mafx.experiments.ablations"
-CLIPS = {16: 64, LONG: 16, LONGER: 8}  # frames of the clips -> how many clips are evaluated
+CLIPS = {16: 48, LONG: 12, LONGER: 6}  # frames of the clips -> how many clips are evaluated
 SAMPLING = ("--split", "test", "--steps", "8")
 LEVEL = 0.95  # of intervals
 GIF_FPS = Fraction(8)
