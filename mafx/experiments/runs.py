@@ -35,7 +35,7 @@ def beside_one_another(work: Callable[..., object], tasks: Sequence[tuple], jobs
 
     Small networks keep one core busy, but not two. The commands that `work` runs are on the cores of its thread.
     """
-    cores = queue.SimpleQueue()
+    cores: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     if jobs > 1 and hasattr(os, "sched_setaffinity"):  # not everywhere
         for share in range(jobs):
             cores.put(sorted(os.sched_getaffinity(0))[share::jobs])
