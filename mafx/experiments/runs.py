@@ -37,8 +37,9 @@ def beside_one_another(work: Callable[..., object], tasks: Sequence[tuple], jobs
     """
     cores: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
     if jobs > 1 and hasattr(os, "sched_setaffinity"):  # not everywhere
+        every = sorted(os.sched_getaffinity(0))
         for share in range(jobs):
-            cores.put(sorted(os.sched_getaffinity(0))[share::jobs])
+            cores.put(every[share % len(every) :: jobs])
 
     def take_cores() -> None:
         if not cores.empty():
