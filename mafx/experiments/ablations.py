@@ -35,7 +35,7 @@ from mafx.tables import markdown_table
 from mafx.training.config import STAGES
 
 NAME = "python -m mafx.experiments.ablations"
-CLIPS = {16: 48, LONG: 12, LONGER: 6}  # frames of the clips -> how many clips are evaluated
+CLIPS = {16: 48, LONG: 48, LONGER: 12}  # frames of the clips -> how many clips are evaluated
 SAMPLING = ("--split", "test", "--steps", "8")
 LEVEL = 0.95  # of intervals
 GIF_FPS = Fraction(8)
@@ -68,8 +68,11 @@ def train(variant: str, stage: str, seed: int, runs: Path) -> Path:
 
 
 def evaluation_folder(run: Run, workdir: Path) -> Path:
-    """Where the evaluation of a run goes: a folder of its own for each way of sampling."""
-    words = [f"{run.frames}_frames", *(flag.lstrip("-").replace(".", "_") for flag in run.flags)]
+    """Where the evaluation of a run goes: a folder of its own for each number of clips and way of sampling."""
+    words = [
+        f"{CLIPS[run.frames]}_clips_of_{run.frames}_frames",
+        *(flag.lstrip("-").replace(".", "_") for flag in run.flags),
+    ]
     return workdir / "evaluations" / "-".join(words)
 
 
