@@ -32,7 +32,7 @@ def traced(one_device):
 
 
 def test_memory_is_what_lies_there_and_what_is_computed(traced):
-    (state, batch, _), _ = traced.in_avals
+    (state, batch, *_), _ = traced.in_avals
     assert batch["video"].shape == (2, 1, 16, 16, 3)
     arguments = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((state, batch)))
     assert arguments < 2**30 * compiled_gib(traced) < 20 * arguments
