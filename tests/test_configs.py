@@ -101,7 +101,7 @@ def shrink(config, data, init_from=""):
         "constant",
         (0.9, 0.99),
     )  # alike, so that few programs are compiled
-    if config.stage == "appearance" and not config.low_rank.rank:
+    if (config.stage == "appearance" or config.loss.halvings) and not config.low_rank.rank:
         config.train_only = PARTS
     config.loss.reference_dropout = 0.1
     return config
