@@ -12,17 +12,18 @@ import jax
 
 from mafx.commands import expand_home
 
+Options = dict[str, str | bool]
 # By platform. XLA's newer library of kernels for CPUs (YNNPACK) is slower than what it replaces: matrix products of 320
 # to 1280 channels run at 125 to 200 instead of 205 to 215 GFLOP/s on two Zen 4 cores, convolutions at 100 to 160
 # instead of 150 to 200. On GPUs, XLA would join the weights of queries, keys and values again at every step.
-Options = dict[str, str | bool]
 COMPILER_OPTIONS: dict[str, Options] = {
     "cpu": {"xla_cpu_experimental_ynn_fusion_type": ""},
     "gpu": {"xla_gpu_dot_merger_threshold_mb": "0"},
 }
 # Of training steps. XLA's newer generator of loops for CPUs makes an object file of each. To load a kept program is a
 # recursion over the files that call a function of C, such as the cosine of the learning rate. The puppets' step had
-# 1693 of them, more than the stack of the loading thread holds; as the older generator makes them it has 80.
+# 1693 of them, more than the stack of the loading thread holds; as the older generator makes them it has 80. It takes
+# about a minute more to compile.
 STEP_OPTIONS: dict[str, Options] = {"cpu": {"xla_cpu_use_fusion_emitters": False}}
 
 # What JAX reports before and after XLA compiles a program, with the seconds that it took.

@@ -7,6 +7,7 @@ shown as it runs; what is done already is not done again. It writes RUNS/ablatio
 and for each claim a picture, RUNS/CLAIM.png, and an animated one, RUNS/CLAIM.gif.
 """
 
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -54,10 +55,9 @@ def owner(variant: str, stage: str) -> str:
 
 def train(variant: str, stage: str, seed: int, runs: Path) -> Path:
     """Train a variant as far as a stage, and return the work folder of this stage."""
-    owners = {name: owner(variant, name) for name in STAGES}
-    workdirs = {name: runs / owner / str(seed) / name for name, owner in owners.items()}
+    workdirs = {name: runs / owner(variant, name) / str(seed) / name for name in STAGES}
     for name in STAGES[: STAGES.index(stage) + 1]:
-        argument = f"{owners[name]}:{name}"
+        argument = f"{owner(variant, name)}:{name}"
         if not is_trained(workdirs[name], get_config(argument).steps):
             flags = ["--config", f"ablations:{argument}", "--workdir", str(workdirs[name])]
             flags += ["--config.seed", str(seed)]
@@ -87,15 +87,21 @@ def evaluate(run: Run, seed: int, runs: Path) -> Path:
     return out
 
 
-def make_all(claims: Sequence[Claim], seeds: Sequence[int], runs: Path, jobs: int) -> None:
-    """Train and evaluate what the claims are about, one stage after the other, `jobs` runs at a time."""
+def make_all(claims: Sequence[Claim], seeds: Sequence[int], runs: Path, jobs: int) -> dict[Run, list[Path]]:
+    """Train and evaluate what the claims are about, one stage after the other, `jobs` runs at a time.
+
+    Returns:
+      Run -> the folders of its evaluations, one for each seed.
+    """
     needed = dict.fromkeys(run for claim in claims for run in (claim.full, claim.changed))  # a set that keeps its order
     for stage in STAGES:
         reached = [run for run in needed if STAGES.index(run.stage) >= STAGES.index(stage)]
         owners = dict.fromkeys(owner(run.variant, stage) for run in reached)
         trainings = [(variant, stage, seed, runs) for variant in owners for seed in seeds]
         beside_one_another(train, trainings, jobs, "training")
-    beside_one_another(evaluate, [(run, seed, runs) for run in needed for seed in seeds], jobs, "evaluation")
+    evaluations = [(run, seed, runs) for run in needed for seed in seeds]
+    folders = iter(beside_one_another(evaluate, evaluations, jobs, "evaluation"))
+    return {run: list(itertools.islice(folders, len(seeds))) for run in needed}
 
 
 # -- Judging
@@ -215,15 +221,13 @@ def make_parser() -> Parser:
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
     runs = expand_home(args.runs).resolve()
-    seeds = range(args.seeds)
-    make_all([CLAIMS[name] for name in args.only], seeds, runs, args.jobs)
+    folders = make_all([CLAIMS[name] for name in args.only], range(args.seeds), runs, args.jobs)
     verdicts: dict[str, dict[str, Any]] = {}
     for name in args.only:
         claim = CLAIMS[name]
-        folders = [[evaluate(run, seed, runs) for seed in seeds] for run in (claim.full, claim.changed)]
-        full, changed = ([read_metrics(folder) for folder in of_seeds] for of_seeds in folders)
+        full, changed = ([read_metrics(folder) for folder in folders[run]] for run in (claim.full, claim.changed))
         verdicts[name] = judge(claim, changed, full)
-        clips = list(read_videos(folders[0][0], folders[1][0]))
+        clips = list(read_videos(folders[claim.full][0], folders[claim.changed][0]))
         Image.fromarray(picture(clips)).save(runs / f"{name}.png")
         media.write_video(runs / f"{name}.gif", moving_picture(clips), GIF_FPS)
         (runs / "ablations.json").write_text(json.dumps(verdicts, indent=2) + "\n")

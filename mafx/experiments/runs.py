@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -22,6 +22,7 @@ ROOT = CONFIGS.parent
 SHOWN_CLIPS = 3
 MOMENTS = 3  # of a clip in a picture
 PICTURE_ZOOM, GIF_ZOOM = 3, 4
+Result = TypeVar("Result")
 
 
 def run_python(*words: str) -> None:
@@ -30,8 +31,8 @@ def run_python(*words: str) -> None:
     subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
 
 
-def beside_one_another(work: Callable[..., object], tasks: Sequence[tuple], jobs: int, unit: str) -> None:
-    """Call `work` with each of the tasks, `jobs` at a time, each on its own share of the CPU cores.
+def beside_one_another(work: Callable[..., Result], tasks: Sequence[tuple], jobs: int, unit: str) -> list[Result]:
+    """What `work` returns for each of the tasks, done `jobs` at a time, each on its own share of the CPU cores.
 
     Small networks keep one core busy, but not two. The commands that `work` runs are on the cores of its thread.
     """
@@ -53,6 +54,7 @@ def beside_one_another(work: Callable[..., object], tasks: Sequence[tuple], jobs
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+    return [done.result() for done in running]
 
 
 def is_trained(workdir: Path, steps: int) -> bool:

@@ -249,7 +249,7 @@ class Run:
         self.examples += self.config.batch * self.config.accumulate
         number, ema = np.asarray(self.done, np.int32), self.state.ema
         stacked = self.config.accumulate > 1
-        examples, seed = distribute_batch(self.mesh, batch, stacked), np.asarray(self.config.seed, np.uint32)
+        examples, seed = distribute_batch(self.mesh, batch, stacked), np.uint32(self.config.seed % 2**32)
         arguments = step_state(self.config, self.state), examples, number, seed
         frames = batch["motion"].shape[-4]
         if frames not in self._compiled:
