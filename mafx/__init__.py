@@ -37,7 +37,7 @@ Reading order, in which a module imports only from those before it:
     models: kernels, convolution, layers, fused, attention, temporal, unet, control
     models: autoencoder, text, ablated, animator
     placing, model
-    pretrained: pickles, formats, names, configs, layout
+    pretrained: pickles, tensors, safetensors_files, torch_files, array_pickles, formats, names, configs, layout
     low_rank
     bundled
     compiling, progress, flops, settings, steps, sampling, budget, program, animation

@@ -20,7 +20,7 @@ from mafx.errors import InputError
 from mafx.files import check_finite
 from mafx.model import Model
 from mafx.placing import host_array
-from mafx.pretrained.formats import Safetensors, write_safetensors
+from mafx.pretrained.safetensors_files import Safetensors, write_safetensors
 from mafx.stamps import fingerprint
 from mafx.trees import flatten, unflatten
 

@@ -29,9 +29,10 @@ from mafx.pretrained import download as command
 from mafx.pretrained import transfers
 from mafx.pretrained.configs import REQUIRED
 from mafx.pretrained.download import download, find_sources, parse
-from mafx.pretrained.formats import open_tensors, write_torch_archive
+from mafx.pretrained.formats import open_tensors
 from mafx.pretrained.layout import PARTS
 from mafx.pretrained.origins import ANIMATION, BY_HAND, METRICS, ORIGINS, Origin
+from mafx.pretrained.torch_files import write_torch_archive
 
 ROOT = Path(__file__).parent.parent
 SMALL = ROOT / "tests" / "published" / "weights"

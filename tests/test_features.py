@@ -17,7 +17,7 @@ from network_weights import draw
 from mafx.errors import InputError
 from mafx.evaluation import features
 from mafx.evaluation.features import NETWORKS, MetricNetworks, frechet_distance, read_network, run_network
-from mafx.pretrained.formats import write_torch_archive
+from mafx.pretrained.torch_files import write_torch_archive
 
 EXPECTED = np.load(Path(__file__).parent / "networks.npz")
 SHAPES = json.loads(str(EXPECTED["shapes"]))

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from mafx.errors import InputError
-from mafx.pretrained.formats import open_tensors, write_safetensors, write_torch_archive
+from mafx.pretrained.formats import open_tensors
+from mafx.pretrained.safetensors_files import write_safetensors
+from mafx.pretrained.torch_files import write_torch_archive
 
 DTYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.int64]
 

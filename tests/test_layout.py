@@ -20,8 +20,10 @@ from mafx.models.animator import SIZES
 from mafx.pretrained import layout
 from mafx.pretrained.configs import PublishedConfigs, read_configs, write_configs
 from mafx.pretrained.export import export, parse
-from mafx.pretrained.formats import open_tensors, write_safetensors, write_torch_archive
+from mafx.pretrained.formats import open_tensors
 from mafx.pretrained.layout import load_pretrained, save_pretrained
+from mafx.pretrained.safetensors_files import write_safetensors
+from mafx.pretrained.torch_files import write_torch_archive
 
 UNET = "stable-diffusion-v1-5/unet/diffusion_pytorch_model.safetensors"
 CONTROL = "MagicAnimate/densepose_controlnet/diffusion_pytorch_model.safetensors"

@@ -113,7 +113,7 @@ def test_another_library_reads_the_file(micro, rng, tmp_path):
 
 
 def test_files_that_are_no_updates_and_models_of_other_sizes(micro, rng, tmp_path):
-    from mafx.pretrained.formats import write_safetensors  # noqa: PLC0415
+    from mafx.pretrained.safetensors_files import write_safetensors  # noqa: PLC0415
 
     x = np.ones((2, 2), np.float32)
     no_updates = (({"x.a": x, "x.b": x}, {}), ({"x.a": x}, {"base": "0"}), ({"x.a": x, "x.b": x[0]}, {"base": "0"}))

@@ -9,7 +9,7 @@ from rcnn_fixtures import SMALL, load_set, published_tensors, shared_file, write
 from mafx.densepose.rcnn import RCNNConfig
 from mafx.densepose.rcnn_weights import CONSTANTS, find_config, load_rcnn, parameter_shapes, sources
 from mafx.errors import InputError
-from mafx.pretrained.formats import write_torch_archive
+from mafx.pretrained.torch_files import write_torch_archive
 
 VARIANTS = {
     "densepose_rcnn_R_50_FPN_s1x": RCNNConfig(),

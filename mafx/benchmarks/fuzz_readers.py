@@ -27,7 +27,9 @@ from mafx.low_rank import Update, apply_update, read_update, write_update
 from mafx.models.animator import SIZES, parameter_shapes
 from mafx.models.text import TextConfig, Tokenizer
 from mafx.pretrained.configs import AUTOENCODER, PublishedConfigs, read_configs, write_configs
-from mafx.pretrained.formats import open_tensors, write_safetensors, write_torch_archive
+from mafx.pretrained.formats import open_tensors
+from mafx.pretrained.safetensors_files import write_safetensors
+from mafx.pretrained.torch_files import write_torch_archive
 from mafx.sources import find_source
 from mafx.stamps import read_stamp, write_stamp
 from mafx.training.checkpoints import Checkpoints

@@ -11,7 +11,7 @@ from mafx.densepose import PARTS
 from mafx.densepose.people import Person, whole_box
 from mafx.errors import InputError
 from mafx.limits import VIDEO_BYTES
-from mafx.pretrained.formats import StoredTensor, TorchObject
+from mafx.pretrained.torch_files import StoredTensor, TorchObject
 
 
 class _Chart:

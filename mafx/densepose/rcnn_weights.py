@@ -25,7 +25,8 @@ from mafx.errors import InputError
 from mafx.files import check_finite
 from mafx.model import network_dtype
 from mafx.placing import host_array
-from mafx.pretrained.formats import TensorFile, open_tensors
+from mafx.pretrained.formats import open_tensors
+from mafx.pretrained.tensors import TensorFile
 
 LeafPath = tuple[str, ...]
 Shape = tuple[int, ...]

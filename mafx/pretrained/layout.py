@@ -30,7 +30,7 @@ from mafx.models.text import Tokenizer
 from mafx.placing import host_array
 from mafx.pretrained import configs
 from mafx.pretrained.configs import PublishedConfigs
-from mafx.pretrained.formats import TensorFile, open_tensors, write_safetensors, write_torch_archive
+from mafx.pretrained.formats import open_tensors
 from mafx.pretrained.names import (
     LeafPath,
     current_name,
@@ -39,6 +39,9 @@ from mafx.pretrained.names import (
     published_shape,
     to_published,
 )
+from mafx.pretrained.safetensors_files import write_safetensors
+from mafx.pretrained.tensors import TensorFile
+from mafx.pretrained.torch_files import write_torch_archive
 from mafx.stamps import (
     STAMP_FILE,
     Facts,
