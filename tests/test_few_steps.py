@@ -7,8 +7,16 @@ import optax
 import pytest
 
 from configs.few_steps import get_config
-from mafx.diffusion.losses import CLEAN, anchored_shares, corrupt, earlier_times, loss_weights, pseudo_huber
-from mafx.diffusion.samplers import make_sampler, sampler_step
+from mafx.diffusion.losses import (
+    CLEAN,
+    anchored_shares,
+    corrupt,
+    earlier_times,
+    guided_target,
+    loss_weights,
+    pseudo_huber,
+)
+from mafx.diffusion.samplers import guide, make_sampler, sampler_step
 from mafx.diffusion.schedule import PREDICTIONS, Schedule, answer_for, signal_and_noise
 from mafx.errors import InputError
 from mafx.training.config import check_config
@@ -66,7 +74,7 @@ def test_a_network_that_knows_the_truth_is_consistent(schedule, halvings):
         )
         return answer_for(noisy, latents, alpha, sigma, schedule.prediction)
 
-    target = consistent_target(teach, latents, corrupted, earlier, schedule)
+    target = consistent_target(teach, corrupted, earlier, schedule)
     assert np.isfinite(target).all()
     np.testing.assert_allclose(target, corrupted.target, atol=2e-3)
 
@@ -76,8 +84,17 @@ def test_the_target_is_the_teachers_where_it_errs():
     latents = jnp.ones((4, 1, 2, 2, 3))
     corrupted = corrupt(jax.random.key(0), latents, schedule)
     earlier = jnp.array([CLEAN, 0, 5, 100])
-    target = consistent_target(lambda noisy, t: 7 * jnp.ones_like(noisy), latents, corrupted, earlier, schedule)
+    target = consistent_target(lambda noisy, t: 7 * jnp.ones_like(noisy), corrupted, earlier, schedule)
     np.testing.assert_array_equal(target[:, 0, 0, 0, 0], [1, 7, 7, 7])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5, 7.5])
+def test_a_guided_network_comes_to_rest_at_the_answer_of_guidance(rng, scale):
+    unconditional, target = rng.normal(size=(2, 5))
+    conditional = np.zeros(5)
+    for _ in range(200):
+        conditional = guided_target(target, unconditional, conditional, scale)
+    np.testing.assert_allclose(conditional, guide(unconditional, target, scale), rtol=1e-6)
 
 
 def test_small_errors_count_by_their_squares_and_large_ones_by_themselves():
@@ -114,7 +131,7 @@ def fit(params, schedule, steps, halvings):
         corrupted = corrupt(noise_key, latents, schedule, share=anchored_shares(len(latents), done, halvings))
         earlier = earlier_times(corrupted.times, done, halvings, schedule.steps)
         teach = functools.partial(answer, jax.lax.stop_gradient(params))
-        target = consistent_target(teach, latents, corrupted, earlier, schedule)
+        target = consistent_target(teach, corrupted, earlier, schedule)
         error = jnp.square(answer(params, corrupted.noisy, corrupted.times) - target).mean((1, 2, 3, 4))
         error = loss_weights(corrupted.times, schedule, as_v=True) * error
         return (pseudo_huber(error) if halvings else error).mean()

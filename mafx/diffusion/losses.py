@@ -16,11 +16,17 @@ MOST = 20.0  # the largest weight of errors that count as those of v
 
 @dataclasses.dataclass(frozen=True)
 class Corruption:
-    """Noisy latents, the diffusion times `b` that they are at, their noise, and what the network is to answer.
+    """Latents with noise.
 
-    `noisy`, `noise` and `target` have the shape of the latents.
+    Attributes:
+      latents: Clean latents, float32 `b f h w c`, as all that follow but for the times.
+      noisy: With noise.
+      times: The diffusion times `b` that they are at.
+      noise: Their noise.
+      target: What the network is to answer.
     """
 
+    latents: jax.Array
     noisy: jax.Array
     times: jax.Array
     noise: jax.Array
@@ -56,7 +62,26 @@ def corrupt(
         noise = noise + noise_offset * jax.random.normal(offset_key, (b, f, 1, 1, c))
     alpha, sigma = scales_at(times, schedule)
     targets = {"epsilon": noise, "v": velocity(latents, noise, alpha, sigma), "sample": latents}
-    return Corruption(add_noise(latents, noise, alpha, sigma), times, noise, targets[schedule.prediction])
+    return Corruption(latents, add_noise(latents, noise, alpha, sigma), times, noise, targets[schedule.prediction])
+
+
+def guided_target(target: jax.Array, unconditional: jax.Array, conditional: jax.Array, scale: float) -> jax.Array:
+    """The target of a network that is to answer by itself what guidance of a scale makes of two answers.
+
+    Source: *Diffusion Models without Classifier-free Guidance* (arXiv 2502.12154), where the target moves by w times
+    the difference of the network's own two answers. With w = 1 - 1/scale the conditional answer comes to rest at
+    u + scale (e - u): u is the unconditional answer, and e the one that would be learnt without guidance.
+
+    In consistency tuning only targets of the truth are moved. The network's own answers are guided already; to guide
+    them again when they are targets multiplies guidance from time to time, and has ended in noise.
+
+    Args:
+      target: What the network is to answer without guidance.
+      unconditional: Its answer now without the reference, which has to be trained as well; no gradient is taken of it.
+      conditional: Its answer now.
+      scale: Of guidance, at least 1.
+    """
+    return target + (1 - 1 / scale) * (conditional - unconditional)
 
 
 def scales_at(times: jax.Array, schedule: Schedule) -> tuple[jax.Array, jax.Array]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 NAME = "python -m mafx.experiments.few_steps"
 STEPS = (1, 2, 4, 8, 25)
-WAYS = (("before", "ddim"), ("after", "ddim"), ("after", "consistency"))  # the model and its sampler
+WAYS = (("before", "ddim"), ("after", "consistency"))  # the model and its sampler
 MEASURES = ("psnr_person", "sharpness", "frechet")
 Row = dict[str, Any]  # "model", "sampler", "steps", and MEASURES, of which all but the last have intervals
 

@@ -167,7 +167,7 @@ def _set_objective(c: ml_collections.ConfigDict) -> None:
     c.loss.min_snr_gamma = placeholder(float)  # see mafx.diffusion.losses.loss_weights
     c.loss.as_v = False  # see there, too
     c.loss.halvings = 0  # of consistency tuning, see mafx.diffusion.losses.earlier_times; 0 trains diffusion
-    c.loss.guidance = 1.0  # scale of the answers that consistency tuning takes over; 1 is without guidance
+    c.loss.guidance = 1.0  # scale of guidance that the network is to answer with by itself; 1 is none
     c.loss.person = 1.0  # weight of the person's latents; the background's is 1
 
 
@@ -219,6 +219,18 @@ def check_config(c: ml_collections.ConfigDict) -> None:
             raise InputError(f"config.{name}: expected {rule.expected}, found {values[name]!r}")
 
 
+# Fields that are shares of 1, numbers of at least 1, and numbers of at least 0.
+SHARES = ("data.hidden", "joint.images", "loss.reference_dropout", "loss.motion_dropout", "ema")
+COUNTS = (
+    *("batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames", "keep"),
+    "data.stride",
+)
+AMOUNTS = (
+    *("warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers", "seed"),
+    *("loss.person", "loss.halvings", "low_rank.rank", "images.count"),
+)
+
+
 def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
     factor = SIZES[c.model].autoencoder.factor if c.model in SIZES else 1
     temporal = SIZES[c.model].unet.temporal if c.model in SIZES else None
@@ -255,17 +267,15 @@ def _rules(c: ml_collections.ConfigDict) -> dict[str, Rule]:
             lambda x: not x or not (c.data.flip or c.data.crop == "random"), "none with flips or random crops"
         ),
         "loss.min_snr_gamma": Rule(lambda x: x is None or not c.loss.as_v, "None with config.loss.as_v"),
+        "loss.guidance": Rule(
+            lambda x: x == 1 or (x > 1 and c.loss.reference_dropout), "1, or more with config.loss.reference_dropout"
+        ),
         "loss.time_shift": Rule(lambda x: isinstance(x, int | float) and x > 0, "a number above 0"),
     }
     networks = {"fusion": FUSIONS, "appearance": APPEARANCES, "renders": RENDERS, "frames": FRAMES}
     rules |= {f"networks.{name}": _one_of(*choices) for name, choices in networks.items()}
-    shares = ["data.hidden", "joint.images", "loss.reference_dropout", "loss.motion_dropout", "ema"]
     share = Rule(lambda x: isinstance(x, int | float) and 0 <= x <= 1, "a number from 0 to 1")
-    counts = ["batch", "accumulate", "steps", "cpu_devices", "log_every", "save_every", "show_every", "show_frames"]
-    counts += ["keep", "data.stride"]
-    amounts = ["warmup", "lr", "weight_decay", "clip", "keep_best", "show_clips", "data.distance", "data.workers"]
-    amounts += ["loss.person", "loss.halvings", "loss.guidance", "low_rank.rank", "images.count", "seed"]
-    for names, rule in ((shares, share), (counts, _at_least(1)), (amounts, _at_least(0))):
+    for names, rule in ((SHARES, share), (COUNTS, _at_least(1)), (AMOUNTS, _at_least(0))):
         rules |= dict.fromkeys(names, rule)
     return rules
 

@@ -27,11 +27,11 @@ from mafx.diffusion.losses import (
     anchored_shares,
     corrupt,
     earlier_times,
+    guided_target,
     loss_weights,
     pseudo_huber,
     scales_at,
 )
-from mafx.diffusion.samplers import guide
 from mafx.diffusion.schedule import Schedule, add_noise, answer_for, signal_and_noise
 from mafx.errors import InputError
 from mafx.low_rank import add_update, update_shapes
@@ -142,7 +142,8 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
     """MagicAnimate's objective, E || target - network(z_t, t, y_a, y_p) ||^2, for single frames and for clips.
 
     With `options.halvings` the target is the network's own answer at an earlier time, for the same noise: it learns to
-    answer in few steps what it says in many (`losses.earlier_times`).
+    answer in few steps what it says in many (`losses.earlier_times`). With `options.guidance` it learns the answers of
+    guidance of that scale (`losses.guided_target`).
 
     Args:
       networks: The networks.
@@ -165,23 +166,25 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
         motion = drop_motion(motion_key, batch["motion"], options.motion_dropout)
         text = repeat(apply("encode_text", ids[None]), "1 n c -> b n c", b=len(latents))
 
-        def answer(apply: Callable, noisy: jax.Array, t: jax.Array, guidance: float = 1.0) -> jax.Array:
+        def inputs(apply: Callable, noisy: jax.Array, t: jax.Array) -> tuple:
             noisy = noisy.astype(dtype)
             bank = drop_bank(reference_key, apply("bank", reference, t, text), options.reference_dropout, len(latents))
             residuals = apply("residuals", noisy, t, text, motion.astype(dtype) / jnp.asarray(255, dtype))
-            if guidance == 1:
-                return apply("predict", noisy, t, text, bank, residuals)
-            unconditional, conditional = apply("predict_both", noisy, t, text, None, bank, residuals)
-            return guide(unconditional, conditional, guidance)
+            return noisy, t, text, bank, residuals
 
-        t, target = corrupted.times, corrupted.target
+        def answer(apply: Callable, noisy: jax.Array, t: jax.Array) -> jax.Array:
+            return apply("predict", *inputs(apply, noisy, t))
+
+        t, own = corrupted.times, _applied(networks, jax.lax.stop_gradient(flat))
+        if options.guidance != 1:
+            *seen, bank, residuals = inputs(own, corrupted.noisy, t)
+            halves = own("predict_both", *seen, None, bank, residuals)
+            target = guided_target(corrupted.target, *halves, options.guidance)
+            corrupted = dataclasses.replace(corrupted, target=target)
+        target = corrupted.target
         if options.halvings:
-            teach = functools.partial(
-                answer, _applied(networks, jax.lax.stop_gradient(flat)), guidance=options.guidance
-            )
-            target = consistent_target(
-                teach, latents, corrupted, earlier_times(t, done, options.halvings, schedule.steps), schedule
-            )
+            earlier = earlier_times(t, done, options.halvings, schedule.steps)
+            target = consistent_target(functools.partial(answer, own), corrupted, earlier, schedule)
         error = jnp.square(answer(apply, corrupted.noisy, t) - target).mean(-1)
         error = weigh_person(error, batch["motion"], options.person).mean((1, 2, 3))  # also where it is not shown
         weighted = loss_weights(t, schedule, options.min_snr_gamma, options.as_v) * error
@@ -198,28 +201,24 @@ def _applied(networks: Animator, flat: Flat) -> Callable:
 
 
 def consistent_target(
-    teach: Callable[[jax.Array, jax.Array], jax.Array],
-    latents: jax.Array,
-    corrupted: Corruption,
-    earlier: jax.Array,
-    schedule: Schedule,
+    teach: Callable[[jax.Array, jax.Array], jax.Array], corrupted: Corruption, earlier: jax.Array, schedule: Schedule
 ) -> jax.Array:
     """What the network would have to answer to agree with its answer at an earlier time, for the same noise.
 
     Args:
       teach: The network's answer for noisy latents at times `b`.
-      latents: Clean latents `b f h w c`. They are the answer at the time `losses.CLEAN`.
-      corrupted: The noisy latents that the target is for.
+      corrupted: The noisy latents that the target is for. Their own target is taken where the earlier time is
+        `losses.CLEAN`.
       earlier: Times `b`.
       schedule: The noise schedule.
     """
     alpha, sigma = scales_at(earlier, schedule)
-    noisy = add_noise(latents, corrupted.noise, alpha, sigma)
+    noisy = add_noise(corrupted.latents, corrupted.noise, alpha, sigma)
     output = teach(noisy, jnp.maximum(earlier, 0))
     is_clean = (earlier == CLEAN)[:, None, None, None, None]
     clean, _ = signal_and_noise(noisy, output, alpha, jnp.where(is_clean, 1, sigma), schedule.prediction)
-    clean = jnp.where(is_clean, latents, clean)
-    return answer_for(corrupted.noisy, clean, *scales_at(corrupted.times, schedule), schedule.prediction)
+    answer = answer_for(corrupted.noisy, clean, *scales_at(corrupted.times, schedule), schedule.prediction)
+    return jnp.where(is_clean, corrupted.target, answer)
 
 
 def _encode(apply: Callable, batch: Batch, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
