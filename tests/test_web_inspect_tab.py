@@ -1,11 +1,12 @@
 """The tab that looks inside: what it computes, and that a click shows it."""
 
+import contextlib
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from web_browser import open_tab
+from web_browser import browser_with_camera, open_tab
 
 from mafx import media
 from mafx.densepose import PALETTE
@@ -23,7 +24,6 @@ from mafx.web.server import Server
 from mafx.web.service import Service
 from mafx.web.turns import CancelledError, Job
 
-CHROMIUM = Path("/usr/bin/chromium")
 LAYERS = ["mid_block/attentions_0", "up_blocks_1/attentions_0", "up_blocks_1/attentions_1"]
 CHOICES = Choices(frames=3, steps=2)
 
@@ -138,19 +138,12 @@ def test_the_page_has_the_tab(service):
 
 @pytest.fixture(scope="module")
 def page(service):
-    """The page in a browser."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="the browser's tests need playwright")
-    if not CHROMIUM.exists():
-        pytest.skip(f"the browser's tests need {CHROMIUM}")
-    server = Server(service)
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 900})
+    """The page in a browser, as narrow as a phone."""
+    with browser_with_camera() as (page, _), contextlib.closing(Server(service)) as server:
+        page.set_viewport_size({"width": 390, "height": 900})
         page.goto(server.url)
         open_tab(page, "Look inside")
         yield page
-        browser.close()
-    server.close()
 
 
 def test_a_click_and_the_keyboard_choose_a_place(page):
