@@ -20,6 +20,7 @@ from mafx.training.config import STAGES
 
 LONG, LONGER = 64, 160  # frames of the clips on which windows are compared
 FEW = 64  # clips, of which a model knows the people by heart
+MORE_STEPS = 800  # of the second stage, where 200 may be too few
 
 Changes = dict[str, object]  # fields of the config
 
@@ -52,6 +53,7 @@ VARIANTS = {
     "set": Variant({"networks.frames": "set"}, SECOND),
     "frames_8": Variant({"data.frames": 8}, SECOND),
     "frames_24": Variant({"data.frames": 24}, SECOND),
+    "longer": Variant({"steps": MORE_STEPS}, SECOND),
 }
 
 
@@ -108,9 +110,14 @@ CLAIMS = {
         "temporal attention takes flicker away", "paper", STAYS, "without the second stage",
         Run(stage="appearance"), measure="flicker_unseen",
     ),
+    "temporal_longer": Claim(
+        "likewise after a longer second stage", "paper", STAYS, f"without the second stage, of {MORE_STEPS} steps",
+        Run(stage="appearance"), Run("longer"), "flicker_unseen",
+    ),
     "temporal_drift": Claim(
-        "temporal attention keeps colours over a clip", "paper", STAYS, "without the second stage",
-        Run(stage="appearance"), measure="drift_unseen",
+        "temporal attention keeps colours over a clip", "paper", STAYS,
+        f"without the second stage, of {MORE_STEPS} steps",
+        Run(stage="appearance", frames=LONG), Run("longer", frames=LONG), "drift_unseen",
     ),
     "order": Claim(
         "temporal attention needs the frames' numbers", "paper",
@@ -171,6 +178,11 @@ CLAIMS = {
         "windows that begin with the same noise choose alike", "paper", WINDOWS, "own noise for every frame",
         Run(frames=LONG, flags=OWN_NOISE), Run(frames=LONG), "drift_unseen",
     ),
+    "shared_noise_longer": Claim(
+        "likewise after a longer second stage", "paper", WINDOWS,
+        f"own noise for every frame; {MORE_STEPS} steps of the second stage",
+        Run("longer", frames=LONG, flags=OWN_NOISE), Run("longer", frames=LONG), "drift_unseen",
+    ),
     "shared_noise_long": Claim(
         "likewise over many windows", "paper", WINDOWS, f"own noise for every frame; {LONGER} frames",
         Run(frames=LONGER, flags=OWN_NOISE), Run(frames=LONGER), "drift_unseen",
@@ -223,7 +235,7 @@ def get_config(argument: str = "full:appearance") -> ml_collections.ConfigDict:
     config.steps = 500 if is_first else 200
     config.data.frames = 1 if is_first else 16
     config.joint.frames = 0.0 if is_first else 0.25
-    config.save_every = config.show_every = config.steps  # at the end only
     config.show_clips = 2
     config.update_from_flattened_dict(VARIANTS[name].config)
+    config.save_every = config.show_every = config.steps  # at the end only
     return config
