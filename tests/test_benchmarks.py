@@ -21,7 +21,7 @@ from mafx.data.clips import FolderClip
 from mafx.densepose import draw_labels
 from mafx.evaluation.protocol import score
 from mafx.experiments import ablations, everything, one_clip, personal
-from mafx.experiments.runs import beside_one_another
+from mafx.experiments.runs import beside_one_another, is_trained
 from mafx.training.config import check_config, parse_config
 
 ROOT = Path(__file__).parent.parent
@@ -207,6 +207,12 @@ def test_all_runs_of_a_claim_are_made_once(monkeypatch, tmp_path):
     trained = [(stage, variant, seed) for stage, variants in stages.items() for variant in variants for seed in (0, 1)]
     evaluated = [("evaluation", variant, seed) for variant in ("full", "full", "set", "embedding") for seed in (0, 1)]
     assert made == [*trained, *evaluated]
+
+
+def test_a_training_that_was_stopped_before_its_first_checkpoint_is_not_done(tmp_path):
+    assert not is_trained(tmp_path / "nothing", 10)
+    (tmp_path / "stopped" / "checkpoints").mkdir(parents=True)
+    assert not is_trained(tmp_path / "stopped", 10)
 
 
 def test_jobs_run_on_their_own_cores():

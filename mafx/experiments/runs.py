@@ -14,6 +14,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from mafx import media
+from mafx.errors import InputError
 from mafx.evaluation.protocol import METRICS_FILE, read_metrics
 from mafx.training.checkpoints import find_step, read_checkpoint_stamp
 from mafx.training.config import CONFIGS
@@ -58,7 +59,11 @@ def beside_one_another(work: Callable[..., Result], tasks: Sequence[tuple], jobs
 
 
 def is_trained(workdir: Path, steps: int) -> bool:
-    return (workdir / "checkpoints").is_dir() and find_step(workdir, "latest") >= steps
+    """Whether a training has come to its end. Where there is no checkpoint yet, or none that is whole, it has not."""
+    try:
+        return find_step(workdir, "latest") >= steps
+    except InputError:
+        return False
 
 
 def is_evaluated(workdir: Path, out: Path) -> bool:
