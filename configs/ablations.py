@@ -115,7 +115,11 @@ CLAIMS = {
         Run(stage="appearance"), Run("longer"), "flicker_unseen",
     ),
     "temporal_drift": Claim(
-        "temporal attention keeps colours over a clip", "paper", STAYS,
+        "temporal attention keeps colours over a clip", "paper", STAYS, "without the second stage",
+        Run(stage="appearance"), measure="drift_unseen",
+    ),
+    "temporal_drift_longer": Claim(
+        f"likewise over {LONG} frames and after a longer second stage", "paper", STAYS,
         f"without the second stage, of {MORE_STEPS} steps",
         Run(stage="appearance", frames=LONG), Run("longer", frames=LONG), "drift_unseen",
     ),

@@ -66,7 +66,7 @@ def parts_in(runs: Path) -> dict[str, Part]:
         ),
         "few_steps": Part(
             "quality over the number of steps, before and after tuning",
-            None,
+            1.2,
             (
                 train("few_steps:puppets", few_steps, temporal),
                 run("experiments.few_steps", "--before", temporal, "--after", few_steps, "--out", runs / "curves"),
