@@ -189,6 +189,15 @@ def test_its_configs_are_complete(name):
     check_config(get_config(name))
 
 
+def test_guidance_in_the_answers_needs_answers_without_the_reference():
+    config = get_config("puppets")
+    config.loss.guidance = 1.5
+    with pytest.raises(InputError, match="1, or more with config.loss.reference_dropout, found 1.5"):
+        check_config(config)
+    config.loss.reference_dropout = 0.1
+    check_config(config)
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(InputError, match="few_steps:puppets; found 'nothing'"):
         get_config("nothing")
