@@ -178,8 +178,8 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
         t, own = corrupted.times, _applied(networks, jax.lax.stop_gradient(flat))
         if options.guidance != 1:
             *seen, bank, residuals = inputs(own, corrupted.noisy, t)
-            halves = own("predict_both", *seen, None, bank, residuals)
-            target = guided_target(corrupted.target, *halves, options.guidance)
+            unconditional, conditional = own("predict_both", *seen, None, bank, residuals)
+            target = guided_target(corrupted.target, unconditional, conditional, options.guidance)
             corrupted = dataclasses.replace(corrupted, target=target)
         target = corrupted.target
         if options.halvings:
