@@ -175,17 +175,20 @@ def diffusion_loss(networks: Animator, schedule: Schedule, ids: np.ndarray, opti
         def answer(apply: Callable, noisy: jax.Array, t: jax.Array) -> jax.Array:
             return apply("predict", *inputs(apply, noisy, t))
 
-        t, own = corrupted.times, _applied(networks, jax.lax.stop_gradient(flat))
+        t = corrupted.times
+        *seen, bank, residuals = inputs(apply, corrupted.noisy, t)
+        output = apply("predict", *seen, bank, residuals)
         if options.guidance != 1:
-            *seen, bank, residuals = inputs(own, corrupted.noisy, t)
-            unconditional, conditional = own("predict_both", *seen, None, bank, residuals)
+            without = apply("predict", *seen, {}, residuals)
+            unconditional, conditional = jax.lax.stop_gradient((without, output))
             target = guided_target(corrupted.target, unconditional, conditional, options.guidance)
             corrupted = dataclasses.replace(corrupted, target=target)
         target = corrupted.target
         if options.halvings:
+            teach = functools.partial(answer, _applied(networks, jax.lax.stop_gradient(flat)))
             earlier = earlier_times(t, done, options.halvings, schedule.steps)
-            target = consistent_target(functools.partial(answer, own), corrupted, earlier, schedule)
-        error = jnp.square(answer(apply, corrupted.noisy, t) - target).mean(-1)
+            target = consistent_target(teach, corrupted, earlier, schedule)
+        error = jnp.square(output - target).mean(-1)
         error = weigh_person(error, batch["motion"], options.person).mean((1, 2, 3))  # also where it is not shown
         weighted = loss_weights(t, schedule, options.min_snr_gamma, options.as_v) * error
         weighted = pseudo_huber(weighted) if options.halvings else weighted
