@@ -29,7 +29,7 @@ def get_config(name: str = "puppets") -> ml_collections.ConfigDict:
     # Early times, where the clean picture is the target, keep the answers from becoming all the same.
     config.loss.time_shift = 1.0
     config.loss.as_v = True
-    config.loss.reference_dropout = 0.0  # but for guidance, nothing is gained by it
+    config.loss.reference_dropout = 0.0  # only guidance needs it
     config.warmup = 20
     config.decay = "constant"
     if name == "puppets":
