@@ -6,6 +6,7 @@ hidden state of the block that it stands in.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from mafx.models.kernels import Kernels
 from mafx.models.temporal import TemporalConfig
 from mafx.models.text import TextConfig, TextTower
 from mafx.models.unet import Bank, Decoded, Residuals, UNet, UNetConfig
+from mafx.trees import Flat, flatten, unflatten
 
 # The first of each is as published, the others are ablations.
 FUSIONS = ("midup", "full")
@@ -311,9 +313,14 @@ def _demand_multiples(what: str, widths: Sequence[int], divisors: dict[str, int]
 
 def parameter_shapes(config: AnimatorConfig) -> dict:
     """The nested tree of parameters as float32 `jax.ShapeDtypeStruct`s, at no cost in memory."""
+    return unflatten(_flat_shapes(config))
+
+
+@functools.cache  # networks of full size take ten seconds
+def _flat_shapes(config: AnimatorConfig) -> Flat:
     h = 2 ** (len(config.unet.widths) - 1)
     H = h * config.autoencoder.factor
     ids, t = jnp.zeros((1, config.text.positions), jnp.int32), jnp.zeros((1,), jnp.int32)
     image, motion = jnp.zeros((1, H, H, 3)), jnp.zeros((1, 1, H, H, 3))
     latents = jnp.zeros((1, 1, h, h, config.unet.channels))
-    return jax.eval_shape(Animator(config).init, jax.random.key(0), ids, image, motion, latents, t)["params"]
+    return flatten(jax.eval_shape(Animator(config).init, jax.random.key(0), ids, image, motion, latents, t)["params"])
