@@ -31,6 +31,7 @@ CLIP = SHARED / "data" / "clips" / "teaser" / "images"
 CAMERA = 240, 320
 SECONDS = 120  # in which a mirror shows somebody, on a machine that does other things
 LEAST_FPS = 1.0  # likewise
+LAGS = 5  # of at least 150 ms: what is shown may be late by half a second, of the five that a step there and back takes
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,8 @@ def test_the_puppet_does_what_the_camera_sees(page, tmp_path):
         part(browser, "numbers").filter(has_text="frames a second").wait_for(timeout=1000 * SECONDS)
         samples = np.array(browser.evaluate(SAMPLE, ["#mirror", 12]), float).reshape(-1, 2, 32, 32, 4)[..., :3]
         driver, shown = where(samples[:, 0]), where(samples[:, 1])
-        assert np.corrcoef(driver, shown)[0, 1] < -0.5  # the camera's picture is turned when it is shown
+        behind = [np.corrcoef(driver[: len(driver) - lag], shown[lag:])[0, 1] for lag in range(LAGS)]
+        assert min(behind) < -0.5  # the camera's picture is turned when it is shown
         fps, latency = (float(part(browser, "numbers").inner_text().split()[i]) for i in (0, 4))
         assert fps > LEAST_FPS and latency < 1000 * 2 / LEAST_FPS
         part(browser, "status").filter(has_text="Move!").wait_for()
