@@ -69,7 +69,7 @@ def example(size, frames, identity=0, motion=0):
 def micro_config(stage, **changes):
     """Training on puppets of 16x16 pixels."""
     config = puppets.get_config(stage)
-    config.model, config.batch, config.decay, config.warmup, config.show_clips = "micro", 8, "constant", 0, 0
+    config.model, config.batch, config.decay, config.warmup, config.show_clips = "micro", 2, "constant", 0, 0
     if stage == "appearance":
         config.train_only = PARTS
     config.data.size, config.data.train_clips, config.data.test_clips = (16, 16), 16, 1

@@ -102,7 +102,7 @@ def test_a_process_says_that_another_is_gone(environment, tmp_path):
 
 def test_two_processes_equal_one(environment, tmp_path):
     """Two processes of two devices each, and one of four; parameters spread over two of them."""
-    config = {"steps": 2, "mesh.data": 2, "mesh.fsdp": 2, "show_clips": 1, "show_frames": 2}
+    config = {"batch": 4, "steps": 2, "mesh.data": 2, "mesh.fsdp": 2, "show_clips": 1, "show_frames": 2}
     address = free_address()
     pair = [
         start(environment, tmp_path / "two", config=config, devices=2, distributed=[address, 2, i]) for i in range(2)
