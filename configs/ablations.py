@@ -49,6 +49,7 @@ VARIANTS = {
     "no_dropout": Variant({"loss.reference_dropout": 0.0}),
     "few": Variant({"data.train_clips": FEW}),
     "few_images": Variant({"data.train_clips": FEW, "images.name": "puppets", "joint.images": 0.5}),
+    "images": Variant({"images.name": "puppets", "joint.images": 0.5}),
     "no_frames": Variant({"joint.frames": 0.0}, SECOND),
     "set": Variant({"networks.frames": "set"}, SECOND),
     "frames_8": Variant({"data.frames": 8}, SECOND),
@@ -146,6 +147,10 @@ CLAIMS = {
         f"{FEW} people are known by heart; 20,000 pictures show what others look like",
         f"{FEW} clips; with and without an image set in half of the steps",
         Run("few_images"), Run("few"), "psnr_person", "changed",
+    ),
+    "images_many_clips": Claim(
+        "where clips are many it does not", "ours", "20,000 clips have as many people as the pictures have",
+        "an image set in half of the steps", Run("images"), better="neither",
     ),
     "few_clips": Claim(
         "few clips are not enough", "ours", "without it there is nothing that an image set could mend",
