@@ -1,7 +1,7 @@
 """Few steps: a trained model learns to say in one to four steps what it says in many.
 
     python train.py --config few_steps:puppets --workdir RUNS/few_steps --config.init_from RUNS/temporal
-    python sample.py --workdir RUNS/few_steps --sampler consistency --steps 1
+    python sample.py --workdir RUNS/few_steps --sampler consistency --steps 2
 
 This is *Consistency Models Made Easy* (arXiv 2406.14548): the network's answer about a noisy clip is drawn to its own
 answer about the same clip with less of the same noise. There is no teacher and no second copy. The other config says
@@ -33,6 +33,8 @@ def get_config(name: str = "puppets") -> ml_collections.ConfigDict:
     config.warmup = 20
     config.decay = "constant"
     if name == "puppets":
+        config.loss.guidance = 1.5  # is folded in
+        config.loss.reference_dropout = 0.1
         config.optimiser = "adamw"
         config.lr = 2e-4
         config.batch = 4

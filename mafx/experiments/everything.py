@@ -3,8 +3,8 @@
     python -m mafx.experiments.everything --runs RUNS [--list] [--only PART ...]
 
 It runs in the root of the repository. Every command is shown as it runs. A part whose result is in RUNS is not done
-again, and a part that was stopped goes on. `--list` shows the parts, their commands, and how long they took on two CPU
-cores.
+again, and a part that was stopped goes on. `--list` shows the parts, their commands, and how long they take at most on two
+CPU cores.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ class Part:
 
     Attributes:
       title: What it is.
-      hours: How long it takes on two CPU cores; None where it has not been measured.
+      hours: How long it takes on two CPU cores; measured beside other work, so that it is less on cores of their own.
       commands: What is run, without "python".
       result: The last file that the commands write.
     """
 
     title: str
-    hours: float | None
+    hours: float
     commands: tuple[tuple[str, ...], ...]
     result: Path
 
@@ -66,7 +66,7 @@ def parts_in(runs: Path) -> dict[str, Part]:
         ),
         "few_steps": Part(
             "quality over the number of steps, before and after tuning",
-            1.2,
+            1.4,
             (
                 train("few_steps:puppets", few_steps, temporal),
                 run("experiments.few_steps", "--before", temporal, "--after", few_steps, "--out", runs / "curves"),
@@ -75,19 +75,19 @@ def parts_in(runs: Path) -> dict[str, Part]:
         ),
         "ablations": Part(
             "all claims, with three seeds",
-            None,
+            5.0,
             (run("experiments.ablations", "--runs", runs / "ablations", "--jobs", 2),),
             runs / "ablations" / "ablations.md",
         ),
         "personal": Part(
             "updates for one person",
-            None,
+            0.5,
             (run("experiments.personal", "--runs", runs / "personal"),),
             runs / "personal" / "personal.json",
         ),
         "speed_quality": Part(
             "what saving time costs in quality",
-            None,
+            0.5,
             (run("benchmarks.quality", "--out", runs / "speed_quality"),),
             runs / "speed_quality.json",
         ),
@@ -109,8 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = [parts[name] for name in parts if name in args.only]
     for part in chosen:
         if args.list:
-            hours = "not measured" if part.hours is None else f"{part.hours:g} h on two CPU cores"
-            print(f"\n{part.title} ({hours})")
+            print(f"\n{part.title} ({part.hours:g} h on two CPU cores)")
             print("".join(f"$ {shlex.join(['python', *command])}\n" for command in part.commands), end="")
         elif part.result.exists():
             print(f"{part.title}: {part.result} is there")

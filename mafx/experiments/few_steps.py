@@ -121,6 +121,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[1].axhline(1, color="grey", linewidth=0.5)
+    axes[2].set_yscale("log")  # one guided step is a hundred times as far away
     axes[0].legend(fontsize=8)
     return figure
 
