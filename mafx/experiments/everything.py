@@ -3,8 +3,8 @@
     python -m mafx.experiments.everything --runs RUNS [--list] [--only PART ...]
 
 It runs in the root of the repository. Every command is shown as it runs. A part whose result is in RUNS is not done
-again, and a part that was stopped goes on. `--list` shows the parts, their commands, and how long they take at most on two
-CPU cores.
+again, and a part that was stopped goes on. `--list` shows the parts, their commands, and how long they take on two CPU
+cores.
 """
 
 import dataclasses
