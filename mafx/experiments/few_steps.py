@@ -140,7 +140,7 @@ def main(args: argparse.Namespace) -> None:
     check_report(args.out)
     before = mafx.load_run(args.before) if args.before else mafx.load_bundled()
     models = {"before": before, "after": mafx.load_run(args.after)}
-    ways = ways_with(read_config(args.after).loss.guidance)
+    ways = ways_with(read_config(args.after).loss.get("guidance", 1.0))  # earlier runs lack it
     rows = measure(models, read_examples(args.clips, before.size), ways)
     write_report(args.out, rows, table(rows), draw(rows))
 
