@@ -87,7 +87,7 @@ def parts_in(runs: Path) -> dict[str, Part]:
         ),
         "speed_quality": Part(
             "what saving time costs in quality",
-            0.5,
+            0.3,
             (run("benchmarks.quality", "--out", runs / "speed_quality"),),
             runs / "speed_quality.json",
         ),
