@@ -41,6 +41,7 @@ class Variant:
 
 
 SECOND = ("temporal",)
+IMAGE_SET: Changes = {"images.name": "puppets", "joint.images": 0.5}
 VARIANTS = {
     "full": Variant(),
     "embedding": Variant({"networks.appearance": "embedding"}),
@@ -48,8 +49,8 @@ VARIANTS = {
     "sticks": Variant({"networks.renders": "sticks"}),
     "no_dropout": Variant({"loss.reference_dropout": 0.0}),
     "few": Variant({"data.train_clips": FEW}),
-    "few_images": Variant({"data.train_clips": FEW, "images.name": "puppets", "joint.images": 0.5}),
-    "images": Variant({"images.name": "puppets", "joint.images": 0.5}),
+    "few_images": Variant({"data.train_clips": FEW} | IMAGE_SET),
+    "images": Variant(IMAGE_SET),
     "no_frames": Variant({"joint.frames": 0.0}, SECOND),
     "set": Variant({"networks.frames": "set"}, SECOND),
     "frames_8": Variant({"data.frames": 8}, SECOND),

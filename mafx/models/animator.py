@@ -316,7 +316,7 @@ def parameter_shapes(config: AnimatorConfig) -> dict:
     return unflatten(_flat_shapes(config))
 
 
-@functools.cache  # networks of full size take ten seconds
+@functools.cache  # tracing networks of full size takes seconds
 def _flat_shapes(config: AnimatorConfig) -> Flat:
     h = 2 ** (len(config.unet.widths) - 1)
     H = h * config.autoencoder.factor
