@@ -19,13 +19,13 @@ from tqdm.auto import tqdm
 
 import mafx
 from mafx import media
-from mafx.benchmarks.quality import Example, check_report, read_examples, write_report
+from mafx.benchmarks.quality import Example, check_report, mean_psnr, read_examples, write_report
 from mafx.commands import Parser, parse_count, run_command
 from mafx.densepose import read_labels
 from mafx.evaluation.features import frechet_distance
 from mafx.evaluation.random_features import random_features
 from mafx.evaluation.summary import mean_interval
-from mafx.metrics import psnr, relative_sharpness
+from mafx.metrics import relative_sharpness
 from mafx.tables import markdown_table
 from mafx.training.runs import read_config
 
@@ -78,8 +78,7 @@ def score(video: np.ndarray, example: Example) -> dict[str, float]:
     """The measures of one video that are means over its frames, within the person."""
     person = read_labels(example["motion"])[0] > 0
     truth = example["video"]
-    in_person = [psnr(*frame) for frame in zip(video, truth, person, strict=True)]
-    return {"psnr_person": float(np.mean(in_person)), "sharpness": relative_sharpness(video, truth, person)}
+    return {"psnr_person": mean_psnr(video, truth, person), "sharpness": relative_sharpness(video, truth, person)}
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -110,7 +109,7 @@ def draw(rows: Sequence[Row]) -> "Figure":
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
-    by_way = {way: [row for row in rows if way_of(row) == way] for way in map(way_of, rows)}
+    by_way = {way: list(chosen) for way, chosen in itertools.groupby(rows, way_of)}
     for axis, name in zip(axes, MEASURES, strict=True):
         for way, chosen in by_way.items():
             values = np.array([np.resize(row[name], 3) for row in chosen]).reshape(-1, 3)
