@@ -191,7 +191,7 @@ def test_its_configs_are_complete(name):
 
 def test_guidance_in_the_answers_needs_answers_without_the_reference():
     config = get_config("puppets")
-    config.loss.guidance = 1.5
+    config.loss.guidance, config.loss.reference_dropout = 1.5, 0.0
     with pytest.raises(InputError, match="1, or more with config.loss.reference_dropout, found 1.5"):
         check_config(config)
     config.loss.reference_dropout = 0.1
