@@ -54,7 +54,7 @@ Reading order, in which a module imports only from those before it:
     bundled.release
     ahead: targets, hlo, reports, pallas, costs, categories, programs, compiling, rows, summary, __main__
     benchmarks: memory, measure, speed, published, quality, mutations, fuzz_readers, fuzz, web_load
-    experiments: runs, ablations, few_steps, one_clip, personal, everything, kills
+    experiments: runs, ablations, few_steps, one_clip, personal, mirror, everything, kills
 
 Where to begin: `models.animator` is where the bank and the residuals meet the noisy latents, `models.attention` has the
 mixed attention, `program` is an animation from beginning to end, `training.loop` is a training.

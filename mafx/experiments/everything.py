@@ -50,7 +50,6 @@ def run(module: str, *flags: object) -> tuple[str, ...]:
 def parts_in(runs: Path) -> dict[str, Part]:
     """All parts by their names, in the order in which they need one another."""
     appearance, temporal, few_steps = (runs / name for name in ("appearance", "temporal", "few_steps"))
-
     evaluation = temporal / "evaluation"
     measured = ("--split", "test", "--clips", "64", "--frames", "16", "--out", str(evaluation))
     return {
@@ -90,6 +89,12 @@ def parts_in(runs: Path) -> dict[str, Part]:
             0.3,
             (run("benchmarks.quality", "--out", runs / "speed_quality"),),
             runs / "speed_quality.json",
+        ),
+        "mirror": Part(
+            "how well a mirror imitates, and what it would gain from the last frames",
+            0.3,
+            (run("experiments.mirror", "--out", runs / "mirror"),),
+            runs / "mirror.json",
         ),
     }
 

@@ -1,0 +1,208 @@
+"""What a mirror would gain from seeing the last frames, and how well it imitates, on held-out puppets (docs/mirror.md).
+
+    python -m mafx.experiments.mirror --out mirror
+
+The bundled model animates in one step. This writes two tables (.md) and their figures (.json). Landmark networks are
+fetched where they are missing.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+import mafx
+from mafx.benchmarks.quality import Example, mean_psnr
+from mafx.commands import Parser, parse_count, run_command
+from mafx.data.clips import TEST_SEEDS, PuppetClip, puppet_clips
+from mafx.data.examples import ExampleOptions, read_example
+from mafx.densepose import draw_labels, read_labels
+from mafx.densepose.landmarks import PoseTracker
+from mafx.densepose.pose_files import fetch_pose_files
+from mafx.densepose.pose_networks import PoseNetworks
+from mafx.errors import InputError
+from mafx.media import to_uint8
+from mafx.metrics import difference_error, psnr
+from mafx.model import Model
+from mafx.program import Appearance, Program, plan
+from mafx.puppets import Identity, Movement
+from mafx.settings import Settings
+from mafx.tables import markdown_table
+from mafx.web.imitation import PuppetImitator
+
+NAME = "python -m mafx.experiments.mirror"
+Row = dict[str, Any]
+
+WINDOWS = (1, 2, 4, 8, 16)
+WHOLE = "the whole video, 16 at a time"
+FRAMES = 24  # of each puppet
+CAMERA = 240, 320
+FRONT = np.pi / 3  # yaw up to which a person counts as facing the camera
+LEVELS = 255  # of a picture's values
+
+
+# -- Windows
+
+
+def compare_windows(model: Model, examples: Sequence[Example], rounds: int) -> list[Row]:
+    """Show the newest frame of windows of several lengths; score what is shown, and time it.
+
+    Args:
+      model: The model.
+      examples: `max(WINDOWS) - 1` frames that come before, then those that are shown.
+      rounds: How often each window is timed, in turns.
+
+    Returns: A row for each of WINDOWS, and one for WHOLE, which has no time.
+    """
+    programs = [plan(model, settings(window), frames=window) for window in WINDOWS]
+    rows: list[Row] = []
+    for window, program in zip(WINDOWS, tqdm(programs, unit="window"), strict=True):
+        videos = [newest_frames(program, example) for example in examples]
+        rows.append({"window": f"{window}"} | mean_scores(videos, examples))
+    for row, seconds in zip(rows, time_windows(programs, examples[0], rounds), strict=True):
+        row["seconds"] = seconds
+    whole = [animate_whole(model, example) for example in examples]
+    return [*rows, {"window": WHOLE} | mean_scores(whole, examples)]
+
+
+def settings(window: int) -> Settings:
+    return Settings(steps=1, guidance_scale=1.0, window=window, overlap=min(4, window - 1))
+
+
+def newest_frames(program: Program, example: Example) -> np.ndarray:
+    """What a mirror shows that sees the last frames, uint8 `FRAMES H W 3`."""
+    appearance, motion = program.see(example["reference"]), example["motion"]
+    ends = range(len(motion) - FRAMES + 1, len(motion) + 1)
+    return np.stack([to_uint8(program.move(appearance, motion[end - program.frames : end])[-1]) for end in ends])
+
+
+def animate_whole(model: Model, example: Example) -> np.ndarray:
+    program = plan(model, settings(max(WINDOWS)), frames=FRAMES)
+    return to_uint8(program.run(example["reference"], example["motion"][-FRAMES:], progress=False).video)
+
+
+def mean_scores(videos: Sequence[np.ndarray], examples: Sequence[Example]) -> Row:
+    """Means over videos: PSNR in dB, and by how much the changes from frame to frame are wrong, of LEVELS."""
+    scores = []
+    for video, example in zip(videos, examples, strict=True):
+        truth, person = example["video"][-FRAMES:], read_labels(example["motion"])[0][-FRAMES:] > 0
+        wrong = LEVELS * difference_error(video, truth).mean()
+        scores.append((mean_psnr(video, truth), mean_psnr(video, truth, person), wrong))
+    return dict(zip(("psnr", "psnr_person", "wrong_change"), np.mean(scores, axis=0).tolist(), strict=True))
+
+
+def time_windows(programs: Sequence[Program], example: Example, rounds: int) -> list[float]:
+    """Median seconds of each window. They take turns, so that other work on the machine meets them all."""
+    seen = [(program, program.see(example["reference"])) for program in programs]
+    seconds = [[move_seconds(program, appearance, example) for program, appearance in seen] for _ in range(rounds)]
+    return np.median(seconds, axis=0).tolist()
+
+
+def move_seconds(program: Program, appearance: Appearance, example: Example) -> float:
+    began = time.perf_counter()
+    program.move(appearance, example["motion"][: program.frames])
+    return time.perf_counter() - began
+
+
+# -- Imitation
+
+
+def imitate(program: Program, networks: PoseNetworks, driver: PuppetClip, puppet: PuppetClip) -> list[Row]:
+    """Let a drawn person before a camera move a puppet, frame by frame.
+
+    Args:
+      program: Of one frame.
+      networks: Find landmarks.
+      driver: The person.
+      puppet: The truth: another one in the same movement.
+
+    Returns: A row for each frame in which somebody was found.
+    """
+    imitator = PuppetImitator(Identity.from_seed(puppet.identity), program.size)
+    appearance, movement = program.see(imitator.picture), Movement.from_seed(driver.movement)
+    fps = float(driver.fps)
+    follow = PoseTracker(networks, fps=fps)
+    moments = 1 + np.arange(FRAMES)  # at moment 0 everybody stands
+    rows = []
+    for frame, truth, motion, moment in zip(driver.read(moments)[0], *puppet.read(moments), moments, strict=True):
+        if poses := follow(frame):
+            labels, person = imitator(poses[0]), read_labels(motion)[0] > 0
+            shown, best = (to_uint8(program.move(appearance, x[None])[0]) for x in (draw_labels(labels), motion))
+            yaw = movement.pose_at(moment / fps)["yaw"]
+            rows.append(
+                {
+                    "front": bool(np.cos(yaw) >= np.cos(FRONT)),
+                    "outline": float((person & (labels > 0)).sum() / (person | (labels > 0)).sum()),
+                    "psnr": psnr(shown, truth),
+                    "psnr_true_labels": psnr(best, truth),
+                }
+            )
+    return rows
+
+
+def imitation_rows(model: Model, networks: PoseNetworks, count: int) -> list[Row]:
+    """The rows of so many drivers, each with a puppet that is nobody's driver."""
+    program = plan(model, settings(1), frames=1)
+    rows = []
+    for i in tqdm(range(TEST_SEEDS, TEST_SEEDS + count), unit="person"):
+        rows += imitate(program, networks, PuppetClip(i, i, CAMERA), PuppetClip(i + count, i, program.size))
+    return rows
+
+
+# -- The command
+
+
+def window_table(rows: Sequence[Row]) -> str:
+    header = ("window", "PSNR", "PSNR, person", "wrong change from frame to frame", "time of the networks")
+    alone = rows[0]["seconds"]
+    lines = []
+    for row in rows:
+        scores = (f"{row[name]:.2f}" for name in ("psnr", "psnr_person", "wrong_change"))
+        lines.append((row["window"], *scores, f"{row['seconds'] / alone:.1f}" if "seconds" in row else ""))
+    return markdown_table(header, lines)
+
+
+def imitation_table(rows: Sequence[Row], count: int) -> str:
+    """A table by where people look; `count` frames were shown to the mirror."""
+    header = ("", "frames", "person's outline (IoU)", "PSNR", "PSNR, with true labels")
+    lines = []
+    for title, front in (("within 60 degrees of the front", True), ("turned further", False)):
+        chosen = [row for row in rows if row["front"] == front]
+        means = (np.mean([row[name] for row in chosen]) for name in ("outline", "psnr", "psnr_true_labels"))
+        lines.append((title, len(chosen), *(f"{mean:.2f}" for mean in means)))
+    return markdown_table(header, lines) + f"\nNobody was found in {count - len(rows)} of {count} frames.\n"
+
+
+def make_parser() -> Parser:
+    parser = Parser(NAME, __doc__)
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="Name of the two files, without an ending.")
+    add("--workdir", type=Path, help="Run of another model of puppets (default: the bundled model).")
+    add("--clips", type=parse_count, default=16, help="Number of held-out puppets (default 16).")
+    add("--rounds", type=parse_count, default=60, help="How often each window is timed (default 60).")
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    if not args.out.parent.is_dir():
+        raise InputError(f"--out: expected a name in a folder that exists, found {args.out}")
+    model = mafx.load_run(args.workdir) if args.workdir else mafx.load_bundled()
+    networks = PoseNetworks(fetch_pose_files())
+    frames, options = 1 + np.arange(max(WINDOWS) - 1 + FRAMES), ExampleOptions(size=model.size)
+    examples = [read_example(clip, 0, frames, options) for clip in puppet_clips("test", args.clips, model.size)]
+    windows = compare_windows(model, examples, args.rounds)
+    imitation = imitation_rows(model, networks, args.clips)
+    lines = window_table(windows) + "\n" + imitation_table(imitation, args.clips * FRAMES)
+    args.out.with_suffix(".json").write_text(json.dumps({"windows": windows, "imitation": imitation}, indent=1) + "\n")
+    args.out.with_suffix(".md").write_text(lines)
+    print(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(NAME, main, make_parser().parse_args()))
