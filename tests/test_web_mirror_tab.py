@@ -19,8 +19,10 @@ from starlette.testclient import TestClient
 from web_browser import browser_with_camera, open_tab
 from web_server import served
 
+import mafx
 from mafx import media
 from mafx.densepose.finders import FinderOptions
+from mafx.diffusion.schedule import Schedule
 from mafx.puppets import STANDING, Identity, draw_puppet
 from mafx.web import mirror_tab
 from mafx.web.guard import COOKIE
@@ -131,6 +133,15 @@ def test_what_is_no_json_and_what_is_no_picture_is_refused(http):
         answer = http.post("/mirror/show", json={"mirror": name, "picture": picture})
         assert answer.status_code == 400, picture
     assert http.post("/mirror/show", json={"mirror": name, "picture": FRAME}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("prediction", "guidance", "steps", "expected"),
+    [("sample", 1.0, 25, 1), ("sample", 2.0, 25, 4), ("epsilon", 1.0, 25, 4), ("v", 7.5, 3, 3)],
+)
+def test_a_mirror_takes_few_steps(prediction, guidance, steps, expected):
+    schedule = Schedule(prediction=prediction, zero_terminal_snr=prediction != "epsilon")
+    assert mirror_tab.few_steps(schedule, mafx.Settings(guidance_scale=guidance, steps=steps)) == expected
 
 
 def test_without_landmark_networks_it_is_said_what_to_do(http, monkeypatch):

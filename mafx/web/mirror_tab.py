@@ -22,8 +22,10 @@ from starlette.routing import BaseRoute, Route
 
 from mafx import media
 from mafx.densepose.finders import landmark_networks
+from mafx.diffusion.schedule import Schedule
 from mafx.errors import InputError, refusals
 from mafx.files import Range, check_value
+from mafx.settings import Settings
 from mafx.web.asking import data_url, person_who_asks
 from mafx.web.hall import DroppedError, EndedError, Hall
 from mafx.web.links import MOST_STEPS
@@ -32,7 +34,7 @@ from mafx.web.service import Service
 
 PATH = "/mirror"  # under which the page asks for frames
 SCRIPT = Path(__file__).parent / "mirror.js"
-FEW_STEPS = 4  # where a model would take more, and nothing is chosen
+FEW_STEPS = 4  # at most, where nothing is chosen
 MOST_SEEDS = 2**31 - 1
 FIRST_PUPPET = 3  # its clothes are easily told from the wall
 LONGEST_SIDE = 2048  # pixels of a frame or a picture; the page sends smaller ones
@@ -91,7 +93,7 @@ class Opening:
     Attributes:
       model: The name of a model of the service; empty means its first one.
       seed: Of a puppet.
-      steps: Of the sampler; None means what suits the model, but few.
+      steps: Of the sampler; None means as many as `few_steps` says.
       picture: A picture in place of a puppet, as a data URL; empty where there is none.
     """
 
@@ -114,6 +116,17 @@ class Ending:
     """The name of a mirror that nobody looks into any more."""
 
     mirror: str
+
+
+def few_steps(schedule: Schedule, settings: Settings) -> int:
+    """How many steps a mirror takes, where being late is worse than being blurred.
+
+    The first answer of a network that answers with the clean picture is a picture, unless it is guided (the table of
+    docs/training.md). Others need some more.
+    """
+    if schedule.prediction == "sample" and settings.guidance_scale <= 1:
+        return 1
+    return min(settings.steps, FEW_STEPS)
 
 
 class _Doors:
@@ -144,8 +157,9 @@ class _Doors:
 
     def _mirror(self, opening: Opening) -> Mirror:
         settings = self._service.suited(opening.model)
-        steps = opening.steps or min(settings.steps, FEW_STEPS)
-        key = self._service.source(opening.model).name, steps
+        source = self._service.source(opening.model)
+        steps = opening.steps or few_steps(source.schedule, settings)
+        key = source.name, steps
         if key not in self._mirrors:
             files = landmark_networks(self._service.finder)
             model = self._service.model(opening.model)
