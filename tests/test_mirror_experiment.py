@@ -2,11 +2,22 @@ import numpy as np
 import pytest
 
 from mafx.data.clips import PuppetClip
-from mafx.densepose import read_labels
 from mafx.densepose.pose_networks import PoseNetworks
 from mafx.experiments import mirror
-from mafx.experiments.mirror import FRAMES, imitate, imitation_table, mean_scores, newest_frames, settings, window_table
+from mafx.experiments.mirror import (
+    FRAMES,
+    Imitated,
+    draw,
+    imitate,
+    imitation_row,
+    imitation_table,
+    mean_scores,
+    newest_frames,
+    settings,
+    window_table,
+)
 from mafx.metrics import psnr
+from mafx.puppets import Movement
 
 SIZE = 32, 32
 
@@ -47,13 +58,21 @@ def test_settings_are_valid_for_every_window(window):
 
 def test_a_person_moves_a_puppet(pose_files, monkeypatch):
     monkeypatch.setattr(mirror, "FRAMES", 3)
-    driver, puppet = PuppetClip(7, 7, mirror.CAMERA), PuppetClip(8, 7, SIZE)
-    rows = imitate(ShowsMotion(1), PoseNetworks(pose_files), driver, puppet)
-    assert len(rows) == 3 and all(row["outline"] > 0.6 for row in rows)
-    renders, truth = puppet.read_motion(1 + np.arange(3)), puppet.read(1 + np.arange(3))[0]
-    assert (read_labels(renders)[0] > 0).any()
-    expected = [psnr(*x) for x in zip(renders, truth, strict=True)]
-    assert [row["psnr_true_labels"] for row in rows] == pytest.approx(expected)
+    puppet = PuppetClip(8, 7, SIZE)
+    found = imitate(ShowsMotion(1), PoseNetworks(pose_files), PuppetClip(7, 7, mirror.CAMERA), puppet)
+    truth, renders = puppet.read(1 + np.arange(3))
+    for x, picture, render in zip(found, truth, renders, strict=True):
+        row = imitation_row(x, Movement.from_seed(7))
+        assert row["outline"] > 0.6 and row["psnr_true_labels"] == psnr(render, picture)
+        np.testing.assert_array_equal(x.shown, x.imitated)
+    assert draw(found).shape == (2 * 4 * 32, 2 * 6 * 32, 3)
+
+
+def test_the_front_is_told_by_the_movement():
+    moved = Imitated(0.0, *[np.full((*SIZE, 3), 255, np.uint8)] * 6)
+    standing = type("Standing", (), {"pose_at": lambda _, seconds: {"yaw": 0.5 + np.pi * seconds}})()
+    rows = [imitation_row(moved._replace(seconds=seconds), standing) for seconds in (0.0, 1.0, 2.0)]
+    assert [row["front"] for row in rows] == [True, False, True] and rows[0]["outline"] == 1
 
 
 def test_tables_count_what_was_not_found():

@@ -2,8 +2,8 @@
 
     python -m mafx.experiments.mirror --out mirror
 
-The bundled model animates in one step. This writes two tables (.md) and their figures (.json). Landmark networks are
-fetched where they are missing.
+The bundled model animates in one step. This writes two tables (.md), their figures (.json), and a picture (.png).
+Landmark networks are fetched where they are missing.
 """
 
 import argparse
@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 from tqdm.auto import tqdm
 
 import mafx
@@ -27,7 +28,7 @@ from mafx.densepose.landmarks import PoseTracker
 from mafx.densepose.pose_files import fetch_pose_files
 from mafx.densepose.pose_networks import PoseNetworks
 from mafx.errors import InputError
-from mafx.media import to_uint8
+from mafx.media import enlarge, fit, to_uint8
 from mafx.metrics import difference_error, psnr
 from mafx.model import Model
 from mafx.program import Appearance, Program, plan
@@ -45,6 +46,7 @@ FRAMES = 24  # of each puppet
 CAMERA = 240, 320
 FRONT = np.pi / 3  # yaw up to which a person counts as facing the camera
 LEVELS = 255  # of a picture's values
+MOMENTS, ZOOM = 6, 2  # of the picture
 
 
 # -- Windows
@@ -113,46 +115,78 @@ def move_seconds(program: Program, appearance: Appearance, example: Example) -> 
 # -- Imitation
 
 
-def imitate(program: Program, networks: PoseNetworks, driver: PuppetClip, puppet: PuppetClip) -> list[Row]:
-    """Let a drawn person before a camera move a puppet, frame by frame.
+class Imitated(NamedTuple):
+    """One frame before a mirror, and what the mirror makes of it.
+
+    Attributes:
+      seconds: Its moment in the movement.
+      frame: What the camera sees, uint8 `h w 3`.
+      truth: The puppet in the same pose, uint8 `H W 3`.
+      motion: Its render.
+      imitated: The render that the mirror draws.
+      shown: What the mirror shows.
+      best: What it would show of the true render.
+    """
+
+    seconds: float
+    frame: np.ndarray
+    truth: np.ndarray
+    motion: np.ndarray
+    imitated: np.ndarray
+    shown: np.ndarray
+    best: np.ndarray
+
+
+def imitate(program: Program, networks: PoseNetworks, driver: PuppetClip, puppet: PuppetClip) -> list[Imitated]:
+    """Let a drawn person before a camera move a puppet, frame by frame; frames in which nobody is found are left out.
 
     Args:
       program: Of one frame.
       networks: Find landmarks.
       driver: The person.
       puppet: The truth: another one in the same movement.
-
-    Returns: A row for each frame in which somebody was found.
     """
     imitator = PuppetImitator(Identity.from_seed(puppet.identity), program.size)
-    appearance, movement = program.see(imitator.picture), Movement.from_seed(driver.movement)
+    appearance = program.see(imitator.picture)
     fps = float(driver.fps)
     follow = PoseTracker(networks, fps=fps)
     moments = 1 + np.arange(FRAMES)  # at moment 0 everybody stands
-    rows = []
-    for frame, truth, motion, moment in zip(driver.read(moments)[0], *puppet.read(moments), moments, strict=True):
+    found = []
+    for moment, frame, truth, motion in zip(moments, driver.read(moments)[0], *puppet.read(moments), strict=True):
         if poses := follow(frame):
-            labels, person = imitator(poses[0]), read_labels(motion)[0] > 0
-            shown, best = (to_uint8(program.move(appearance, x[None])[0]) for x in (draw_labels(labels), motion))
-            yaw = movement.pose_at(moment / fps)["yaw"]
-            rows.append(
-                {
-                    "front": bool(np.cos(yaw) >= np.cos(FRONT)),
-                    "outline": float((person & (labels > 0)).sum() / (person | (labels > 0)).sum()),
-                    "psnr": psnr(shown, truth),
-                    "psnr_true_labels": psnr(best, truth),
-                }
-            )
-    return rows
+            imitated = draw_labels(imitator(poses[0]))
+            shown, best = (to_uint8(program.move(appearance, x[None])[0]) for x in (imitated, motion))
+            found.append(Imitated(moment / fps, frame, truth, motion, imitated, shown, best))
+    return found
 
 
-def imitation_rows(model: Model, networks: PoseNetworks, count: int) -> list[Row]:
-    """The rows of so many drivers, each with a puppet that is nobody's driver."""
+def imitation_row(x: Imitated, movement: Movement) -> Row:
+    ours, person = (read_labels(render[None])[0][0] > 0 for render in (x.imitated, x.motion))
+    return {
+        "front": bool(np.cos(movement.pose_at(x.seconds)["yaw"]) >= np.cos(FRONT)),
+        "outline": float((person & ours).sum() / (person | ours).sum()),
+        "psnr": psnr(x.shown, x.truth),
+        "psnr_true_labels": psnr(x.best, x.truth),
+    }
+
+
+def measure_imitation(model: Model, networks: PoseNetworks, count: int) -> tuple[list[Row], np.ndarray]:
+    """So many drivers, each with a puppet that is nobody's driver: all rows, and a picture of one of them."""
     program = plan(model, settings(1), frames=1)
     rows = []
     for i in tqdm(range(TEST_SEEDS, TEST_SEEDS + count), unit="person"):
-        rows += imitate(program, networks, PuppetClip(i, i, CAMERA), PuppetClip(i + count, i, program.size))
-    return rows
+        found = imitate(program, networks, PuppetClip(i, i, CAMERA), PuppetClip(i + count, i, program.size))
+        rows += [imitation_row(x, Movement.from_seed(i)) for x in found]
+        if i == TEST_SEEDS:
+            picture = draw(found)
+    return rows, picture
+
+
+def draw(found: Sequence[Imitated]) -> np.ndarray:
+    """Columns of moments: the camera's person, the labels, what is shown, and the truth."""
+    chosen = [found[i] for i in np.linspace(0, len(found) - 1, MOMENTS).round().astype(int)]
+    columns = [np.concatenate([fit(x.frame, x.shown.shape[:2]), x.imitated, x.shown, x.truth]) for x in chosen]
+    return enlarge(np.concatenate(columns, axis=1), ZOOM)
 
 
 # -- The command
@@ -182,7 +216,7 @@ def imitation_table(rows: Sequence[Row], count: int) -> str:
 def make_parser() -> Parser:
     parser = Parser(NAME, __doc__)
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="Name of the two files, without an ending.")
+    add("--out", type=Path, required=True, help="Name of the three files, without an ending.")
     add("--workdir", type=Path, help="Run of another model of puppets (default: the bundled model).")
     add("--clips", type=parse_count, default=16, help="Number of held-out puppets (default 16).")
     add("--rounds", type=parse_count, default=60, help="How often each window is timed (default 60).")
@@ -197,10 +231,11 @@ def main(args: argparse.Namespace) -> None:
     frames, options = 1 + np.arange(max(WINDOWS) - 1 + FRAMES), ExampleOptions(size=model.size)
     examples = [read_example(clip, 0, frames, options) for clip in puppet_clips("test", args.clips, model.size)]
     windows = compare_windows(model, examples, args.rounds)
-    imitation = imitation_rows(model, networks, args.clips)
+    imitation, picture = measure_imitation(model, networks, args.clips)
     lines = window_table(windows) + "\n" + imitation_table(imitation, args.clips * FRAMES)
     args.out.with_suffix(".json").write_text(json.dumps({"windows": windows, "imitation": imitation}, indent=1) + "\n")
     args.out.with_suffix(".md").write_text(lines)
+    Image.fromarray(picture).save(args.out.with_suffix(".png"))
     print(lines)
 
 
