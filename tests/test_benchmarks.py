@@ -19,6 +19,7 @@ from configs.ablations import CLAIMS, VARIANTS, Claim, Run
 from mafx.benchmarks import measure, quality
 from mafx.data.clips import FolderClip
 from mafx.densepose import draw_labels
+from mafx.errors import InputError
 from mafx.evaluation.protocol import score
 from mafx.experiments import ablations, everything, one_clip, personal
 from mafx.experiments.runs import beside_one_another, is_trained
@@ -273,6 +274,15 @@ def test_everything_is_listed_and_what_is_there_is_not_done_again(tmp_path, monk
     everything.main(["--runs", str(tmp_path), "--only", "personal", "speed_quality"])
     assert ran == [("-m", "mafx.experiments.personal", "--runs", str(tmp_path / "personal"))]
     assert "speed_quality.json is there" in capsys.readouterr().out
+
+
+def test_the_folder_of_everything_is_made_and_a_failure_is_one_sentence(tmp_path, monkeypatch):
+    """Some commands write into the folder itself."""
+    failing = everything.Part("it", 0.1, (("-c", "raise SystemExit(3)"),), tmp_path / "runs" / "mirror.json")
+    monkeypatch.setattr(everything, "parts_in", lambda runs: {"mirror": failing})
+    with pytest.raises(InputError, match="a command ended with status 3, and says why above: python -c"):
+        everything.main(["--runs", str(tmp_path / "runs"), "--only", "mirror"])
+    assert (tmp_path / "runs").is_dir()
 
 
 def test_the_commands_of_everything_can_be_read(tmp_path):

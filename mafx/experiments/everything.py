@@ -110,8 +110,11 @@ def make_parser() -> Parser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
-    parts = parts_in(expand_home(args.runs).resolve())
+    runs = expand_home(args.runs).resolve()
+    parts = parts_in(runs)
     chosen = [parts[name] for name in parts if name in args.only]
+    if not args.list:
+        runs.mkdir(parents=True, exist_ok=True)
     for part in chosen:
         if args.list:
             print(f"\n{part.title} ({part.hours:g} h on two CPU cores)")

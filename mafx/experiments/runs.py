@@ -27,9 +27,11 @@ Result = TypeVar("Result")
 
 
 def run_python(*words: str) -> None:
-    """Show a command of Python, and run it in the root of the repository."""
-    print(f"\n$ {shlex.join(['python', *words])}", flush=True)
-    subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
+    """Show a command of Python, and run it in the root of the repository. Raises InputError where it fails."""
+    command = shlex.join(["python", *words])
+    print(f"\n$ {command}", flush=True)
+    if status := subprocess.run([sys.executable, *words], check=False, cwd=ROOT).returncode:
+        raise InputError(f"a command ended with status {status}, and says why above: {command}")
 
 
 def beside_one_another(work: Callable[..., Result], tasks: Sequence[tuple], jobs: int, unit: str) -> list[Result]:
