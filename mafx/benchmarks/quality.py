@@ -145,21 +145,31 @@ def check_report(out: Path) -> None:
     """Raise InputError where `write_report` would fail."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("expected the package matplotlib, found none; pip install matplotlib")
+    check_folder(out)
+
+
+def check_folder(out: Path) -> None:
+    """Raise InputError where `write_figures` would fail."""
     if not out.parent.is_dir():
         raise InputError(f"--out: expected a name in a folder that exists, found {out}")
 
 
-def read_examples(count: int, size: media.Size) -> list[Example]:
-    """The first `FRAMES` frames of so many held-out puppets, after the one that is the reference."""
-    options, frames = ExampleOptions(size=size), 1 + np.arange(FRAMES)
-    return [read_example(clip, 0, frames, options) for clip in puppet_clips("test", count, size)]
+def read_examples(count: int, size: media.Size, frames: int = FRAMES) -> list[Example]:
+    """The first frames of so many held-out puppets, after the one that is the reference."""
+    options, target = ExampleOptions(size=size), 1 + np.arange(frames)
+    return [read_example(clip, 0, target, options) for clip in puppet_clips("test", count, size)]
 
 
 def write_report(out: Path, rows: Sequence[Row], lines: str, figure: "Figure") -> None:
     """Write rows, their table and their picture beside one another, and show the table."""
-    out.with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
-    out.with_suffix(".md").write_text(lines)
     figure.savefig(out.with_suffix(".png"), dpi=110)
+    write_figures(out, rows, lines)
+
+
+def write_figures(out: Path, figures: object, lines: str) -> None:
+    """Write figures as JSON, and their tables in Markdown, beside one another, and show the tables."""
+    out.with_suffix(".json").write_text(json.dumps(figures, indent=1) + "\n")
+    out.with_suffix(".md").write_text(lines)
     print(lines)
 
 

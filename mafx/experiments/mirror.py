@@ -7,7 +7,6 @@ Landmark networks are fetched where they are missing.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -19,17 +18,16 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 import mafx
-from mafx.benchmarks.quality import Example, mean_psnr
+from mafx.benchmarks.quality import Example, check_folder, mean_psnr, read_examples, write_figures
 from mafx.commands import Parser, parse_count, run_command
-from mafx.data.clips import TEST_SEEDS, PuppetClip, puppet_clips
-from mafx.data.examples import ExampleOptions, read_example
+from mafx.data.clips import TEST_SEEDS, PuppetClip
 from mafx.densepose import draw_labels, read_labels
+from mafx.densepose.agreement import agree
 from mafx.densepose.landmarks import PoseTracker
 from mafx.densepose.pose_files import fetch_pose_files
 from mafx.densepose.pose_networks import PoseNetworks
-from mafx.errors import InputError
 from mafx.media import enlarge, fit, to_uint8
-from mafx.metrics import difference_error, psnr
+from mafx.metrics import LARGEST, difference_error, psnr
 from mafx.model import Model
 from mafx.program import Appearance, Program, plan
 from mafx.puppets import Identity, Movement
@@ -45,7 +43,6 @@ WHOLE = "the whole video, 16 at a time"
 FRAMES = 24  # of each puppet
 CAMERA = 240, 320
 FRONT = np.pi / 3  # yaw up to which a person counts as facing the camera
-LEVELS = 255  # of a picture's values
 MOMENTS, ZOOM = 6, 2  # of the picture
 
 
@@ -69,8 +66,8 @@ def compare_windows(model: Model, examples: Sequence[Example], rounds: int) -> l
         rows.append({"window": f"{window}"} | mean_scores(videos, examples))
     for row, seconds in zip(rows, time_windows(programs, examples[0], rounds), strict=True):
         row["seconds"] = seconds
-    whole = [animate_whole(model, example) for example in examples]
-    return [*rows, {"window": WHOLE} | mean_scores(whole, examples)]
+    whole = plan(model, settings(max(WINDOWS)), frames=FRAMES)
+    return [*rows, {"window": WHOLE} | mean_scores([animate_whole(whole, x) for x in examples], examples)]
 
 
 def settings(window: int) -> Settings:
@@ -84,17 +81,16 @@ def newest_frames(program: Program, example: Example) -> np.ndarray:
     return np.stack([to_uint8(program.move(appearance, motion[end - program.frames : end])[-1]) for end in ends])
 
 
-def animate_whole(model: Model, example: Example) -> np.ndarray:
-    program = plan(model, settings(max(WINDOWS)), frames=FRAMES)
+def animate_whole(program: Program, example: Example) -> np.ndarray:
     return to_uint8(program.run(example["reference"], example["motion"][-FRAMES:], progress=False).video)
 
 
 def mean_scores(videos: Sequence[np.ndarray], examples: Sequence[Example]) -> Row:
-    """Means over videos: PSNR in dB, and by how much the changes from frame to frame are wrong, of LEVELS."""
+    """Means over videos: PSNR in dB, and by how much the changes from frame to frame are wrong, of LARGEST."""
     scores = []
     for video, example in zip(videos, examples, strict=True):
         truth, person = example["video"][-FRAMES:], read_labels(example["motion"])[0][-FRAMES:] > 0
-        wrong = LEVELS * difference_error(video, truth).mean()
+        wrong = LARGEST * difference_error(video, truth).mean()
         scores.append((mean_psnr(video, truth), mean_psnr(video, truth, person), wrong))
     return dict(zip(("psnr", "psnr_person", "wrong_change"), np.mean(scores, axis=0).tolist(), strict=True))
 
@@ -119,7 +115,7 @@ class Imitated(NamedTuple):
     """One frame before a mirror, and what the mirror makes of it.
 
     Attributes:
-      seconds: Its moment in the movement.
+      yaw: Of the person, in radians; 0 faces the camera.
       frame: What the camera sees, uint8 `h w 3`.
       truth: The puppet in the same pose, uint8 `H W 3`.
       motion: Its render.
@@ -128,7 +124,7 @@ class Imitated(NamedTuple):
       best: What it would show of the true render.
     """
 
-    seconds: float
+    yaw: float
     frame: np.ndarray
     truth: np.ndarray
     motion: np.ndarray
@@ -147,7 +143,7 @@ def imitate(program: Program, networks: PoseNetworks, driver: PuppetClip, puppet
       puppet: The truth: another one in the same movement.
     """
     imitator = PuppetImitator(Identity.from_seed(puppet.identity), program.size)
-    appearance = program.see(imitator.picture)
+    appearance, movement = program.see(imitator.picture), Movement.from_seed(driver.movement)
     fps = float(driver.fps)
     follow = PoseTracker(networks, fps=fps)
     moments = 1 + np.arange(FRAMES)  # at moment 0 everybody stands
@@ -156,30 +152,27 @@ def imitate(program: Program, networks: PoseNetworks, driver: PuppetClip, puppet
         if poses := follow(frame):
             imitated = draw_labels(imitator(poses[0]))
             shown, best = (to_uint8(program.move(appearance, x[None])[0]) for x in (imitated, motion))
-            found.append(Imitated(moment / fps, frame, truth, motion, imitated, shown, best))
+            yaw = movement.pose_at(moment / fps)["yaw"]
+            found.append(Imitated(yaw, frame, truth, motion, imitated, shown, best))
     return found
 
 
-def imitation_row(x: Imitated, movement: Movement) -> Row:
-    ours, person = (read_labels(render[None])[0][0] > 0 for render in (x.imitated, x.motion))
+def imitation_row(x: Imitated) -> Row:
     return {
-        "front": bool(np.cos(movement.pose_at(x.seconds)["yaw"]) >= np.cos(FRONT)),
-        "outline": float((person & ours).sum() / (person | ours).sum()),
+        "front": bool(np.cos(x.yaw) >= np.cos(FRONT)),
+        "outline": agree(*(read_labels(render[None])[0] for render in (x.imitated, x.motion))).person,
         "psnr": psnr(x.shown, x.truth),
         "psnr_true_labels": psnr(x.best, x.truth),
     }
 
 
-def measure_imitation(model: Model, networks: PoseNetworks, count: int) -> tuple[list[Row], np.ndarray]:
-    """So many drivers, each with a puppet that is nobody's driver: all rows, and a picture of one of them."""
+def imitate_all(model: Model, networks: PoseNetworks, count: int) -> list[list[Imitated]]:
+    """So many drivers, each with a puppet that is nobody's driver."""
     program = plan(model, settings(1), frames=1)
-    rows = []
-    for i in tqdm(range(TEST_SEEDS, TEST_SEEDS + count), unit="person"):
-        found = imitate(program, networks, PuppetClip(i, i, CAMERA), PuppetClip(i + count, i, program.size))
-        rows += [imitation_row(x, Movement.from_seed(i)) for x in found]
-        if i == TEST_SEEDS:
-            picture = draw(found)
-    return rows, picture
+    return [
+        imitate(program, networks, PuppetClip(i, i, CAMERA), PuppetClip(i + count, i, program.size))
+        for i in tqdm(range(TEST_SEEDS, TEST_SEEDS + count), unit="person")
+    ]
 
 
 def draw(found: Sequence[Imitated]) -> np.ndarray:
@@ -224,19 +217,16 @@ def make_parser() -> Parser:
 
 
 def main(args: argparse.Namespace) -> None:
-    if not args.out.parent.is_dir():
-        raise InputError(f"--out: expected a name in a folder that exists, found {args.out}")
+    check_folder(args.out)
     model = mafx.load_run(args.workdir) if args.workdir else mafx.load_bundled()
     networks = PoseNetworks(fetch_pose_files())
-    frames, options = 1 + np.arange(max(WINDOWS) - 1 + FRAMES), ExampleOptions(size=model.size)
-    examples = [read_example(clip, 0, frames, options) for clip in puppet_clips("test", args.clips, model.size)]
+    examples = read_examples(args.clips, model.size, max(WINDOWS) - 1 + FRAMES)
     windows = compare_windows(model, examples, args.rounds)
-    imitation, picture = measure_imitation(model, networks, args.clips)
-    lines = window_table(windows) + "\n" + imitation_table(imitation, args.clips * FRAMES)
-    args.out.with_suffix(".json").write_text(json.dumps({"windows": windows, "imitation": imitation}, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(lines)
-    Image.fromarray(picture).save(args.out.with_suffix(".png"))
-    print(lines)
+    imitated = imitate_all(model, networks, args.clips)
+    rows = [imitation_row(x) for found in imitated for x in found]
+    Image.fromarray(draw(imitated[0])).save(args.out.with_suffix(".png"))
+    lines = window_table(windows) + "\n" + imitation_table(rows, args.clips * FRAMES)
+    write_figures(args.out, {"windows": windows, "imitation": rows}, lines)
 
 
 if __name__ == "__main__":
